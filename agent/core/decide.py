@@ -1,0 +1,190 @@
+"""
+`decide(run, facts, now) -> action`: the whole of the agent's judgement, pure, rule after rule.
+
+The first rule that has something to say decides. A planner only ever proposes; its wish is checked here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from agent.core.model import Job, Run, RunStatus, Vendor
+from agent.core.planning import Proposal, gpu_for, hours_wanted
+from agent.core.states import JOB_ENDS, OPEN_PAYMENTS
+from wire.money import HOURS_STEP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a tick learned before it decided. `proposal` is None until the planner was asked."""
+
+    attempts_max: int
+    refund_wait_s: int
+    cancel_requested_at: datetime | None = None
+    vendors: tuple[Vendor, ...] = ()
+    proposal: Proposal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskPlanner:
+    kind: Literal["ask_planner"] = "ask_planner"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartJob:
+    vendor_id: str
+    gpu_type: str
+    max_hours: Decimal
+    reason: str
+    kind: Literal["start_job"] = "start_job"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Nothing to do now. `message` is what the tick answers."""
+
+    reason: str
+    message: str = "Waiting"
+    kind: Literal["wait"] = "wait"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelJobs:
+    reason: str
+    kind: Literal["cancel_jobs"] = "cancel_jobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndRun:
+    status: RunStatus
+    reason: str | None = None
+    detail: str = ""
+    kind: Literal["end_run"] = "end_run"
+
+
+Action = AskPlanner | StartJob | Wait | CancelJobs | EndRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickRecord:
+    """One decision as it was taken: the same run, facts and `now` give the same action again."""
+
+    now: datetime
+    facts: Facts
+    action: Annotated[Action, Field(discriminator="kind")]
+
+
+_CODEC: TypeAdapter[TickRecord] = TypeAdapter(TickRecord)
+
+
+def tick_document(record: TickRecord) -> dict[str, Any]:
+    """Return `record` as JSON values."""
+    document: dict[str, Any] = _CODEC.dump_python(record, mode="json")
+    return document
+
+
+def tick_from(document: dict[str, Any]) -> TickRecord:
+    """Return the record that `tick_document` wrote."""
+    return _CODEC.validate_python(document)
+
+
+def active_jobs(run: Run) -> tuple[Job, ...]:
+    """Return the jobs that have not ended."""
+    return tuple(job for job in run.jobs if job.status not in JOB_ENDS)
+
+
+def decide(run: Run, facts: Facts, now: datetime) -> Action:
+    """Return what to do next. AskPlanner means: ask, put the answer into `facts`, decide again."""
+    for rule in _RULES:
+        action = rule(run, facts, now)
+        if action is not None:
+            return action
+    raise AssertionError("the last rule always decides")
+
+
+def stop_wanted(run: Run, cancel_requested_at: datetime | None, now: datetime) -> tuple[RunStatus, str] | None:
+    """Return how and why the run is to end early, None where it is not: it was cancelled, or its deadline passed."""
+    if cancel_requested_at is not None:
+        return "cancelled", "cancelled"
+    if run.deadline is not None and now >= run.deadline:
+        return "failed", "deadline_passed"
+    return None
+
+
+def _stop_jobs(run: Run, facts: Facts, now: datetime) -> Action | None:
+    stop = stop_wanted(run, facts.cancel_requested_at, now)
+    submitted = any(job.vendor_job_id is not None for job in active_jobs(run))
+    return CancelJobs(reason=stop[1]) if stop and submitted else None
+
+
+def _resolve_payments(run: Run, facts: Facts, now: datetime) -> Action | None:
+    if any(payment.status in OPEN_PAYMENTS for payment in run.payments):
+        return Wait(reason="a payment's outcome is not known yet", message="Payment pending")
+    return None
+
+
+def _await_refunds(run: Run, facts: Facts, now: datetime) -> Action | None:
+    patience = timedelta(seconds=facts.refund_wait_s)
+    for payment in run.payments:
+        if payment.refund and payment.status == "completed" and now < payment.refund.announced_at + patience:
+            return Wait(reason="a refund is on its way")
+    return None
+
+
+def _end(run: Run, facts: Facts, now: datetime) -> Action | None:
+    done = sum(job.status == "completed" for job in run.jobs)
+    if done >= run.job.count:
+        return EndRun(status="completed")
+    if active_jobs(run):
+        return None
+    if stop := stop_wanted(run, facts.cancel_requested_at, now):
+        return EndRun(status=stop[0], reason=stop[1])
+    if sum(job.status == "failed" for job in run.jobs) >= facts.attempts_max:
+        return EndRun(status="failed", reason="attempts_exhausted")
+    return None
+
+
+def _await_jobs(run: Run, facts: Facts, now: datetime) -> Action | None:
+    active, done = active_jobs(run), sum(job.status == "completed" for job in run.jobs)
+    if active and (len(active) + done >= run.job.count or stop_wanted(run, facts.cancel_requested_at, now)):
+        return Wait(reason="enough jobs are active", message="Job still running")
+    return None
+
+
+def _ask(run: Run, facts: Facts, now: datetime) -> Action | None:
+    return AskPlanner() if facts.proposal is None else None
+
+
+def _take_proposal(run: Run, facts: Facts, now: datetime) -> Action:
+    proposal = facts.proposal
+    assert proposal is not None
+    if proposal.action == "wait":
+        message = "Waiting" if facts.vendors else "No vendors available"
+        return Wait(reason=proposal.reason, message=message)
+    if proposal.action == "abort":
+        if active_jobs(run):
+            return Wait(reason=f"jobs are still active; {proposal.reason}")
+        return EndRun(status="failed", reason=proposal.code or "planner_aborted", detail=proposal.reason)
+    vendor = next((vendor for vendor in facts.vendors if vendor.vendor_id == proposal.vendor_id), None)
+    if vendor is None:
+        return Wait(reason=f"the planner named {proposal.vendor_id}", message="Unknown vendor")
+    gpu_type = gpu_for(run, vendor)
+    hours = proposal.max_hours
+    if gpu_type is None or hours is None or not hours.is_finite() or hours < HOURS_STEP or hours > hours_wanted(run):
+        return Wait(reason=f"the planner proposed {hours} h at {vendor.vendor_id}")
+    return StartJob(vendor_id=vendor.vendor_id, gpu_type=gpu_type, max_hours=hours, reason=proposal.reason)
+
+
+_RULES: tuple[Callable[[Run, Facts, datetime], Action | None], ...] = (
+    _stop_jobs,
+    _resolve_payments,
+    _await_refunds,
+    _end,
+    _await_jobs,
+    _ask,
+    _take_proposal,
+)

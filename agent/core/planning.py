@@ -1,0 +1,74 @@
+"""
+What a planner answers, before `decide` checks it against the run; and the planner that needs no network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from agent.core.model import Run, Vendor
+from wire.money import HOURS_STEP, hours_bought
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """
+    A planner's wish. `code` says why it aborts (a refusal of `wire.problems`).
+
+    `fallback` says that another planner had to answer in its place.
+    """
+
+    action: Literal["start_job", "wait", "abort"]
+    reason: str
+    vendor_id: str | None = None
+    max_hours: Decimal | None = None
+    code: str | None = None
+    mode: str = "stub"
+    prompt: str = ""
+    raw: str = ""
+    fallback: bool = False
+
+
+def gpu_for(run: Run, vendor: Vendor) -> str | None:
+    """Return the GPU type to rent at `vendor`: the one the run asks for, or the vendor's first; None if it has none."""
+    wanted = run.job.gpu_type
+    if wanted is None:
+        return next(iter(vendor.supported_gpu_types), None)
+    return wanted if wanted in vendor.supported_gpu_types else None
+
+
+def hours_wanted(run: Run) -> Decimal:
+    """Return the hours one job of the run may be rented for: what the run says, else 1."""
+    return run.job.max_hours if run.job.max_hours is not None else Decimal(1)
+
+
+def first_vendor(run: Run, vendors: Sequence[Vendor]) -> Proposal:
+    """
+    Return the stub's wish: the first registered vendor that has not failed in this run.
+
+    For as many hours as the run wants, or as the budget buys if that is less.
+    """
+    if not vendors:
+        return Proposal(action="wait", reason="no vendor is registered")
+    failed = {job.vendor_id for job in run.jobs if job.status in ("failed", "cancelled")}
+    cap = run.price_per_hour_atomic_max
+    able = [
+        vendor
+        for vendor in vendors
+        if vendor.vendor_id not in failed
+        and gpu_for(run, vendor) is not None
+        and (cap is None or vendor.base_price_per_hour_atomic <= cap)
+    ]
+    if not able:
+        return Proposal(action="abort", code="no_vendor_left", reason=f"{len(failed)} of {len(vendors)} vendors failed")
+    vendor = able[0]
+    hours = min(hours_wanted(run), hours_bought(run.budget.available_atomic, vendor.base_price_per_hour_atomic))
+    if hours < HOURS_STEP:
+        return Proposal(action="abort", code="insufficient_budget", reason=f"nothing to buy at {vendor.vendor_id}")
+    return Proposal(
+        action="start_job",
+        vendor_id=vendor.vendor_id,
+        max_hours=hours,
+        reason=f"{vendor.vendor_id} is the first registered vendor that has not failed in this run",
+    )

@@ -1,0 +1,55 @@
+"""
+Folding a run's log again: the same run, and for every recorded tick the same decision, to the bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from agent.core.apply import apply
+from agent.core.decide import Action, decide, tick_from
+from agent.core.events import RunStarted, event_from
+from agent.core.log import broken_at
+from agent.core.model import Entry, LogHead, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A recorded decision that is not made again. `decided` is today's answer."""
+
+    seq: int
+    recorded: Action
+    decided: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """`broken_at` is the first entry that breaks the hash chain, None in an honest log."""
+
+    run: Run
+    broken_at: int | None
+    differences: tuple[Difference, ...]
+
+
+def replay(entries: Sequence[Entry]) -> Replayed:
+    """
+    Return the run that a whole log, oldest first, folds to, and what does not repeat.
+
+    `next_tick_at` and `cancel_requested_at` are not of the log: the store keeps them beside the run.
+
+    Raises:
+        ValueError: the log does not begin with the run's start.
+    """
+    first = event_from(entries[0].data) if entries else None
+    if not isinstance(first, RunStarted):
+        raise ValueError("a log begins with the run's start")
+    run, differences = first.run, []
+    for entry in entries:
+        if entry.type == "tick":
+            record = tick_from(entry.data)
+            decided = decide(run, record.facts, record.now)
+            if decided != record.action:
+                differences.append(Difference(entry.seq, record.action, decided))
+        else:
+            run = apply(run, event_from(entry.data))
+    run = replace(run, log=LogHead(seq=entries[-1].seq, hash=entries[-1].hash))
+    return Replayed(run, broken_at(entries), tuple(differences))

@@ -1,0 +1,139 @@
+"""A run as the control plane shows it: wire documents of core values."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from agent.core.decide import Action, EndRun, StartJob
+from agent.core.model import Entry, Job, JobSpec, Payment, Run
+from wire.control import (
+    ActionDocument,
+    JobDocument,
+    JobRequest,
+    ObservationDocument,
+    PaymentDocument,
+    RunDocument,
+    StatusReply,
+)
+from wire.money import to_decimal
+
+
+def run_document(run: Run) -> RunDocument:
+    budget, asset = run.budget, run.asset
+    cap = run.price_per_hour_atomic_max
+    return RunDocument(
+        id=run.run_id,
+        user_id=run.user_id,
+        goal=run.goal,
+        budget_total=to_decimal(budget.total_atomic, asset),
+        budget_remaining=to_decimal(budget.available_atomic, asset),
+        budget_reserved=to_decimal(budget.reserved_atomic, asset),
+        budget_spent=to_decimal(budget.spent_atomic, asset),
+        currency=asset.symbol,
+        asset=asset.address,
+        network=asset.network,
+        status=run.status,
+        phase=run.phase,
+        reason=run.reason,
+        job=_job_request(run.job),
+        deadline=run.deadline,
+        max_price_per_hour=None if cap is None else to_decimal(cap, asset),
+        cancel_requested_at=run.cancel_requested_at,
+        next_tick_at=run.next_tick_at,
+        created_at=run.created_at,
+        updated_at=run.updated_at,
+        completed_at=run.completed_at,
+    )
+
+
+def status_reply(run: Run, observations: Sequence[Entry]) -> StatusReply:
+    """Return the whole of GET /api/agent-status; `observations` come oldest first."""
+    return StatusReply(
+        run=run_document(run),
+        jobs=tuple(_job_document(run, job) for job in reversed(run.jobs)),
+        payments=tuple(_payment_document(run, payment) for payment in reversed(run.payments)),
+        observations=tuple(_observation_document(entry) for entry in reversed(observations)),
+    )
+
+
+def action_document(action: Action | None) -> ActionDocument | None:
+    """Return what a planner's wish became, None where none was asked for."""
+    if action is None:
+        return None
+    if isinstance(action, StartJob):
+        return ActionDocument(
+            action="start_job", vendor_id=action.vendor_id, max_hours=action.max_hours, reason=action.reason
+        )
+    if isinstance(action, EndRun):
+        return ActionDocument(action="abort", reason=action.detail or str(action.reason))
+    return ActionDocument(action="wait", reason=getattr(action, "reason", ""))
+
+
+def _job_request(spec: JobSpec) -> JobRequest:
+    return JobRequest(
+        kind=spec.kind,
+        gpu_type=spec.gpu_type,
+        min_vram_gb=spec.min_vram_gb,
+        max_hours=spec.max_hours,
+        count=spec.count,
+        model=spec.model,
+        dataset=spec.dataset,
+        params=spec.params,
+        env=dict.fromkeys(spec.env, "***"),
+    )
+
+
+def _job_document(run: Run, job: Job) -> JobDocument:
+    cost = job.actual_cost_atomic
+    return JobDocument(
+        id=job.job_id,
+        run_id=run.run_id,
+        vendor_id=job.vendor_id,
+        vendor_job_id=job.vendor_job_id,
+        status=job.status,
+        gpu_type=job.gpu_type,
+        hours=job.hours,
+        progress=job.progress,
+        expected_cost=to_decimal(job.expected_cost_atomic, run.asset),
+        expected_duration_minutes=job.expected_duration_minutes,
+        actual_cost=None if cost is None else to_decimal(cost, run.asset),
+        final_metrics=job.final_metrics,
+        artifact_url=job.artifact_url,
+        error_message=job.error_message,
+        job_params={name: value for name, value in job.job_params.items() if name != "env"},
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+        completed_at=job.completed_at,
+    )
+
+
+def _payment_document(run: Run, payment: Payment) -> PaymentDocument:
+    return PaymentDocument(
+        id=payment.payment_id,
+        run_id=run.run_id,
+        job_id=payment.job_id,
+        vendor_id=payment.vendor_id,
+        amount=to_decimal(payment.amount_atomic, run.asset),
+        currency=run.asset.symbol,
+        asset=payment.asset,
+        network=payment.network,
+        payer=payment.payer,
+        pay_to=payment.pay_to,
+        status=payment.status,
+        x402_tx_id=payment.transaction,
+        refunded=to_decimal(payment.refunded_atomic, run.asset) if payment.refunded_atomic else Decimal(0),
+        refund_tx_id=payment.refund.transaction if payment.refund else None,
+        error_message=payment.error_message,
+        created_at=payment.created_at,
+        updated_at=payment.updated_at,
+    )
+
+
+def _observation_document(entry: Entry) -> ObservationDocument:
+    return ObservationDocument(
+        run_id=entry.run_id,
+        seq=entry.seq,
+        job_id=entry.job_id,
+        type=entry.type,
+        content=entry.content,
+        timestamp=entry.timestamp,
+    )

@@ -1,0 +1,70 @@
+"""
+The tables of the agent's SQLite file: documents, and beside each the few columns that conditions and indexes need.
+
+A column that repeats a field is written together with its document. `cancel_requested_at`, `next_tick_at` and the
+lease are columns alone: no save writes them.
+"""
+
+from storage.migrations import Schema
+
+_TABLES = (
+    """
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY,
+        status TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        cancel_requested_at TEXT,
+        next_tick_at TEXT,
+        start_key TEXT,
+        start_fingerprint TEXT,
+        token INTEGER NOT NULL DEFAULT 0,
+        claimed_at TEXT,
+        lease_until TEXT,
+        document TEXT NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY,
+        run_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        updated_at TEXT NOT NULL,
+        document TEXT NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE payments (
+        id TEXT PRIMARY KEY,
+        run_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        updated_at TEXT NOT NULL,
+        x402_tx_id TEXT,
+        document TEXT NOT NULL
+    ) STRICT
+    """,
+    "CREATE TABLE observations (run_id TEXT NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, document TEXT NOT NULL)"
+    " STRICT",
+    "CREATE TABLE vendors (position INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, document TEXT NOT NULL)"
+    " STRICT",
+    "CREATE TABLE wallets (id TEXT PRIMARY KEY, value INTEGER NOT NULL CHECK (value >= 0)) STRICT",
+    "CREATE TABLE refunds (id TEXT PRIMARY KEY, run_id TEXT NOT NULL) STRICT",
+)
+
+_INDEXES = (
+    "CREATE UNIQUE INDEX vendors_vendor_id ON vendors (vendor_id)",
+    "CREATE INDEX jobs_run_id_updated_at ON jobs (run_id, updated_at)",
+    "CREATE INDEX payments_run_id_updated_at ON payments (run_id, updated_at)",
+    "CREATE UNIQUE INDEX payments_x402_tx_id ON payments (x402_tx_id) WHERE x402_tx_id IS NOT NULL",
+    "CREATE UNIQUE INDEX observations_run_id_seq ON observations (run_id, seq)",
+    "CREATE INDEX runs_next_tick_at ON runs (next_tick_at) WHERE next_tick_at IS NOT NULL",
+    "CREATE INDEX runs_status_created_at ON runs (status, created_at)",
+    "CREATE INDEX runs_created_at ON runs (created_at)",
+    "CREATE UNIQUE INDEX runs_start_key ON runs (start_key) WHERE start_key IS NOT NULL",
+)
+
+SCHEMA = Schema(
+    room="agent",
+    steps=(_TABLES,),
+    indexes=_INDEXES,
+    tables=("runs", "jobs", "payments", "observations", "vendors", "wallets", "refunds"),
+)

@@ -1,0 +1,237 @@
+"""
+What the agent needs of the world. Edges implement these; tests run one contract suite per port.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from agent.core.model import Entry, Run, Vendor
+from agent.core.planning import Proposal
+from agent.core.policy import Hold as Hold
+from agent.core.policy import SpendingPolicy
+from wire.vendor import ArtifactsReply, JobFound, JobStatus, OffersReply, Quote, QuoteRequest, SubmitReply
+from wire.x402 import PaymentRequired
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The lease on a run: who holds it is known by `token`, which grows with every claim (fencing)."""
+
+    run: Run
+    token: int
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another tick holds the run, for `retry_after_s` more seconds at most."""
+
+    retry_after_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    runs: tuple[Run, ...]
+    cursor: str | None
+
+
+class Store(Protocol):
+    """
+    Runs, their log, vendors and cap counters. Every method may raise StoreUnavailable.
+
+    A save is one transaction; `durable` ones (the two that bracket a payment) survive power loss.
+    """
+
+    async def now(self) -> datetime:
+        """Return the store's clock, UTC: the one clock all ticks share."""
+
+    async def insert_run(self, run: Run, entries: Sequence[Entry], key: str | None, fingerprint: str) -> Run:
+        """
+        Store a new run and its first entries, or return the run that `key` began before.
+
+        Raises:
+            KeyConflict: `key` began a run with another `fingerprint`.
+        """
+
+    async def claim(self, run_id: str, lease_s: int) -> Claim | Busy:
+        """
+        Take the lease on a run in one conditional update: free or lapsed, token + 1.
+
+        Raises:
+            UnknownRun: there is no such run.
+        """
+
+    async def save(
+        self,
+        token: int,
+        run: Run,
+        entries: Sequence[Entry] = (),
+        *,
+        holds: Sequence[Hold] = (),
+        refunds: Sequence[str] = (),
+        durable: bool = False,
+    ) -> Hold | None:
+        """
+        Store `run` (jobs and payments included), append `entries`, count `holds` and `refunds`, all or nothing.
+
+        Returns the hold whose cap refused it, in which case nothing was written; None when saved.
+        `cancel_requested_at` is never written here: only `request_cancel` sets it.
+        `refunds` are `transaction:log_index` keys, each counted once over all runs.
+
+        Raises:
+            StaleClaim: another tick has claimed the run since; nothing was written.
+            RefundTaken: one of `refunds` was counted before; nothing was written.
+        """
+
+    async def release(self, run_id: str, token: int, next_tick_at: datetime | None) -> None:
+        """Give the lease back and set when the sweep should come; does nothing for a stale token."""
+
+    async def read_run(self, run_id: str) -> Run:
+        """Raises UnknownRun."""
+
+    async def list_runs(self, status: str | None, cursor: str | None, limit: int) -> Page:
+        """Return runs, newest first; an unreadable cursor begins at the newest."""
+
+    async def read_log(
+        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None
+    ) -> list[Entry]:
+        """Return the run's entries oldest first; only `types`; only the `newest` n."""
+
+    async def due_runs(self, now: datetime, limit: int) -> list[str]:
+        """Return ids of runs whose next_tick_at has come, the longest due first."""
+
+    async def request_cancel(self, run_id: str) -> Run:
+        """Record the wish (the first time it was made stands) and make the run due. Raises UnknownRun."""
+
+    async def is_refund_taken(self, key: str) -> bool:
+        """Return whether `transaction:log_index` was counted, in this run or another."""
+
+    async def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
+        """Insert `vendor`, or with `replace` overwrite it; return whether anything was written."""
+
+    async def list_vendors(self) -> list[Vendor]:
+        """Return vendors in the order they were first registered."""
+
+    async def remove_vendor(self, vendor_id: str) -> bool: ...
+
+    async def migrate(self) -> int:
+        """Bring the store to this program's version, idempotently; return it. Raises StoreTooNew."""
+
+    async def check(self) -> list[str]:
+        """Return one line per thing that is missing (an index, a table); empty when all is well."""
+
+    async def close(self) -> None: ...
+
+
+class Planner(Protocol):
+    mode: str
+
+    async def propose(self, run: Run, vendors: Sequence[Vendor], now: datetime) -> Proposal: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The vendor answered 200: the job, and the settlement it claims (None where it named none)."""
+
+    reply: SubmitReply
+    transaction: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """No final word: 202, 5xx, a timeout, garbage. The same bytes may be sent again."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A final no (402, 4xx). The chain decides whether money moved all the same."""
+
+    status: int
+    detail: str
+
+
+class VendorGateway(Protocol):
+    """One vendor's API. Every method may raise VendorUnreachable, VendorGarbled or VendorRefused."""
+
+    async def offers(self, vendor: Vendor) -> OffersReply: ...
+    async def quote(self, vendor: Vendor, request: QuoteRequest) -> Quote: ...
+    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> PaymentRequired: ...
+    async def submit(
+        self, vendor: Vendor, request: str, payment_id: str, header: str
+    ) -> Submitted | Unsettled | Declined: ...
+    async def find(self, vendor: Vendor, payment_id: str) -> JobFound | None: ...
+    async def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus: ...
+    async def cancel(self, vendor: Vendor, vendor_job_id: str) -> JobStatus: ...
+    async def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply: ...
+
+
+class Wallet(Protocol):
+    """Signs EIP-712 documents with one key; where the key lives is its own affair."""
+
+    async def address(self) -> str:
+        """Return the address that pays. Raises WalletError."""
+
+    async def sign(self, typed_data: dict[str, Any]) -> str:
+        """Return the 65-byte signature, 0x-hex. Raises WalletError."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLog:
+    """One ERC-20 Transfer in a mined transaction."""
+
+    index: int
+    value_atomic: int
+
+
+class Chain(Protocol):
+    """What the chain shows of one token. Every method may raise ChainUnavailable."""
+
+    async def head(self) -> int:
+        """Return the newest block's number."""
+
+    async def finalized_time_s(self) -> int:
+        """Return the Unix time of the newest finalised block."""
+
+    async def is_nonce_used(self, payer: str, nonce: str) -> bool:
+        """Return whether the authorization was settled (EIP-3009 `authorizationState`), at the newest block."""
+
+    async def is_nonce_used_finalized(self, payer: str, nonce: str) -> bool:
+        """The same at the newest finalised block, the state that no reorganisation changes."""
+
+    async def settlement(self, payer: str, nonce: str, pay_to: str, value_atomic: int, from_block: int) -> str | None:
+        """Return the transaction with AuthorizationUsed(payer, nonce) and its Transfer, None where there is none."""
+
+    async def transfers(self, transaction: str, sender: str, receiver: str) -> list[TransferLog]:
+        """Return the token's Transfers from `sender` to `receiver` in a mined, successful transaction."""
+
+    async def balance(self, address: str) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Durations in seconds. A job is lost after `misses_max` polls in a row failed over `missed_s_max`."""
+
+    lease_s: int = 60
+    poll_interval_s: int = 5
+    attempts_max: int = 10
+    misses_max: int = 5
+    missed_s_max: int = 600
+    unserved_sends_max: int = 10
+    refund_wait_s: int = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """What a use case is given. `wallet` is None where no key is configured: the agent then reads, never pays."""
+
+    store: Store
+    vendors: VendorGateway
+    chain: Chain
+    planner: Planner
+    policy: SpendingPolicy
+    wallet: Wallet | None
+    limits: Limits = Limits()

@@ -1,0 +1,82 @@
+"""
+Before anything else a tick settles what earlier ticks left open: signed cheques, quoted jobs, refunds.
+"""
+
+from agent.core.apply import find_payment
+from agent.core.decide import active_jobs, stop_wanted
+from agent.core.errors import VendorError
+from agent.core.events import JobEnded, JobSubmitted
+from agent.core.model import Job, Payment, Vendor
+from agent.core.states import OPEN_PAYMENTS
+from agent.purchase import pay, send
+from agent.settle import settle, settle_refunds
+from agent.turn import Turn
+
+
+async def recover(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
+    """Resolve what is open, as far as the world allows now; return the message of the last step that was taken."""
+    message: str | None = None
+    for job in active_jobs(turn.run):
+        if job.vendor_job_id is None:
+            message = await _recover_job(turn, vendors.get(job.vendor_id), job) or message
+    for payment in turn.run.payments:
+        if payment.status in OPEN_PAYMENTS and find_payment(turn.run, payment.payment_id).status in OPEN_PAYMENTS:
+            await settle(turn, payment)
+    if await settle_refunds(turn):
+        message = message or "Refund received"
+    return message
+
+
+async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | None:
+    payment = _payment_of(turn, job)
+    if payment is None:
+        return await _resume(turn, vendor, job)
+    if payment.status in OPEN_PAYMENTS and turn.now.timestamp() >= payment.valid_before_s:
+        await settle(turn, payment)
+        payment = find_payment(turn.run, payment.payment_id)
+    if payment.status == "failed":
+        return await _fail(turn, job, f"payment_refused: {payment.error_message}")
+    if vendor is None:
+        return "Active job missing vendor configuration"
+    if await _found(turn, vendor, job, payment):
+        return "Job started"
+    unserved = payment.status == "completed" and payment.sends >= turn.agent.limits.unserved_sends_max
+    if unserved and turn.now.timestamp() > payment.valid_before_s:
+        return await _fail(turn, job, f"paid_not_served: {payment.error_message}")
+    if payment.status == "completed" or turn.now.timestamp() < payment.valid_before_s:
+        return await send(turn, vendor, payment)
+    return None
+
+
+async def _resume(turn: Turn, vendor: Vendor | None, job: Job) -> str:
+    """Go on with a job that was quoted and never signed for; nothing has been paid."""
+    if stop := stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now):
+        turn.record(JobEnded(at=turn.now, job_id=job.job_id, status="cancelled", error_message=stop[1]))
+        await turn.save()
+        return "Waiting"
+    if vendor is None:
+        return await _fail(turn, job, "vendor_unreachable: the vendor is no longer registered")
+    return await pay(turn, vendor, job)
+
+
+async def _found(turn: Turn, vendor: Vendor, job: Job, payment: Payment) -> bool:
+    """Look the job up at the vendor by its key; take it up if it is there."""
+    try:
+        found = await turn.agent.vendors.find(vendor, payment.payment_id)
+    except VendorError:
+        return False
+    if found is None:
+        return False
+    turn.record(JobSubmitted(at=turn.now, job_id=job.job_id, vendor_job_id=found.vendor_job_id))
+    await turn.save(durable=True)
+    return True
+
+
+async def _fail(turn: Turn, job: Job, why: str) -> str:
+    turn.record(JobEnded(at=turn.now, job_id=job.job_id, status="failed", error_message=why))
+    await turn.save()
+    return "Job failed"
+
+
+def _payment_of(turn: Turn, job: Job) -> Payment | None:
+    return next((payment for payment in turn.run.payments if payment.job_id == job.job_id), None)

@@ -1,0 +1,27 @@
+"""Reading: one run with its newest observations, many runs, and a run's whole log replayed."""
+
+from agent.core.model import OBSERVATION_TYPES, Run
+from agent.core.replay import Replayed, replay
+from agent.core.views import status_reply
+from agent.ports import Agent, Page
+from wire.control import StatusReply
+
+OBSERVATIONS_MAX = 50
+RUNS_MAX = 50
+
+
+async def status(agent: Agent, run_id: str) -> StatusReply:
+    """Return a run, its jobs, payments and newest observations. Raises UnknownRun."""
+    run = await agent.store.read_run(run_id)
+    newest = await agent.store.read_log(run_id, types=OBSERVATION_TYPES, newest=OBSERVATIONS_MAX)
+    return status_reply(run, newest)
+
+
+async def runs(agent: Agent, state: str | None = None, cursor: str | None = None) -> Page:
+    """Return a page of runs, newest first."""
+    return await agent.store.list_runs(state, cursor, RUNS_MAX)
+
+
+async def replayed(agent: Agent, run_id: str) -> tuple[Run, Replayed]:
+    """Return the run as stored and as its log folds to. Raises UnknownRun."""
+    return await agent.store.read_run(run_id), replay(await agent.store.read_log(run_id))

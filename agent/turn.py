@@ -1,0 +1,57 @@
+"""
+A tick's hold on a run: the run as it is now, and the only way to change and store it.
+
+An effect is bracketed: `record` what is intended and `save`, do it, `record` what came of it and `save`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from agent.core import log
+from agent.core.events import Event
+from agent.core.model import Entry, Run
+from agent.core.policy import Hold
+from agent.ports import Agent, Claim
+
+
+@dataclass
+class Turn:
+    """`now` is the store's clock at the claim: one time for everything the tick decides."""
+
+    agent: Agent
+    token: int
+    now: datetime
+    run: Run
+    unsaved: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, agent: Agent, claim: Claim) -> "Turn":
+        return cls(agent, claim.token, claim.now, claim.run)
+
+    def record(self, *events: Event) -> None:
+        """Apply `events` to the run; they are stored with the next `save`."""
+        self.run, entries = log.record(self.run, events)
+        self.unsaved.extend(entries)
+
+    def record_tick(self, document: dict[str, Any]) -> None:
+        """Keep one decision for replay, with the next `save`."""
+        self.run, entry = log.record_tick(self.run, self.now, document)
+        self.unsaved.append(entry)
+
+    async def save(
+        self, *, holds: Sequence[Hold] = (), refunds: Sequence[str] = (), durable: bool = False
+    ) -> Hold | None:
+        """
+        Store the run with what was recorded, in one fenced transaction; return the hold that refused it, if any.
+
+        Raises:
+            StaleClaim: another tick holds the run by now; nothing was written.
+        """
+        refused = await self.agent.store.save(
+            self.token, self.run, tuple(self.unsaved), holds=holds, refunds=refunds, durable=durable
+        )
+        if refused is None:
+            self.unsaved.clear()
+        return refused

@@ -1,0 +1,93 @@
+"""Joining the agent's parts from its settings. The only file that knows them all."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from agent.config import AgentSettings
+from agent.core.errors import WalletError
+from agent.core.policy import SpendingPolicy
+from agent.edges.chain_evm import EvmChain
+from agent.edges.planner_stub import StubPlanner
+from agent.edges.vendor_http import HttpVendors
+from agent.edges.wallet_evm import EvmWallet, account_from_key, account_from_keystore
+from agent.ports import Agent, Limits, Store, Wallet
+from chain.rpc import Rpc
+from chain.token import TokenReader
+from outbound.http import HttpClient
+from wire.money import ASSETS, to_atomic
+
+
+def open_store(settings: AgentSettings) -> Store:
+    """Return the store that DATABASE_URL names; nothing is connected yet. Raises ValueError for an unknown kind."""
+    url = settings.database_url.get_secret_value()
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        from agent.edges.store_sqlite import SqliteStore
+
+        return SqliteStore(Path(url.removeprefix("sqlite:///")).expanduser())
+    if scheme in ("mongodb", "mongodb+srv"):
+        from agent.edges.store_mongo import MongoStore
+
+        return MongoStore(url, urlsplit(url).path.strip("/") or settings.database_name)
+    raise ValueError(f"DATABASE_URL begins with sqlite:///, mongodb:// or mongodb+srv://, not {scheme or 'nothing'}")
+
+
+def open_wallet(settings: AgentSettings) -> Wallet | None:
+    """Return the wallet, None where no key is configured. The key is read when it is first needed."""
+    if settings.private_key is not None:
+        key = settings.private_key.get_secret_value()
+        return EvmWallet(lambda: account_from_key(key))
+    keystore = settings.keystore_path.expanduser()
+    if not keystore.exists():
+        return None
+    return EvmWallet(lambda: account_from_keystore(keystore, keystore_password(settings)))
+
+
+def keystore_password(settings: AgentSettings) -> str:
+    """Return the keystore's password. Raises WalletError where there is none."""
+    if settings.keystore_password is not None:
+        return settings.keystore_password.get_secret_value()
+    try:
+        return settings.keystore_password_path.expanduser().read_text().strip()
+    except OSError:
+        raise WalletError(
+            f"no password for the keystore: none is set and none is in {settings.keystore_password_path}"
+        ) from None
+
+
+def spending_policy(settings: AgentSettings) -> SpendingPolicy:
+    asset = ASSETS[settings.network]
+    return SpendingPolicy(
+        asset=asset,
+        payment_atomic_max=to_atomic(settings.payment_max, asset),
+        run_atomic_max=to_atomic(settings.run_max, asset),
+        vendor_day_atomic_max=to_atomic(settings.vendor_day_max, asset),
+        wallet_day_atomic_max=to_atomic(settings.wallet_day_max, asset),
+    )
+
+
+def token_reader(settings: AgentSettings, http: HttpClient) -> TokenReader:
+    return TokenReader(Rpc(settings.rpc_url, http), ASSETS[settings.network])
+
+
+def open_agent(settings: AgentSettings, http: HttpClient | None = None) -> Agent:
+    """
+    Return the agent of `settings`; nothing is connected, no key is read.
+
+    Args:
+        http: what calls vendors and the chain instead of the network.
+    """
+    http = http or HttpClient()
+    return Agent(
+        store=open_store(settings),
+        vendors=HttpVendors(http, settings.vendor_secrets.get_secret_value()),
+        chain=EvmChain(token_reader(settings, http)),
+        planner=StubPlanner(),
+        policy=spending_policy(settings),
+        wallet=open_wallet(settings),
+        limits=Limits(
+            lease_s=settings.lease_s,
+            poll_interval_s=settings.poll_interval_s,
+            attempts_max=settings.attempts_max,
+        ),
+    )

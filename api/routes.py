@@ -1,0 +1,100 @@
+"""The control plane's routes: each reads a body, calls one use case, shows the result."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+
+from agent.cancel import cancel
+from agent.core.views import action_document, run_document
+from agent.ports import Agent
+from agent.start import start
+from agent.status import runs, status
+from agent.tick import tick
+from inbound.web import ExactRoute, JsonReply
+from livery import __version__
+from wire.control import (
+    HealthReply,
+    RunDocument,
+    RunIdRequest,
+    RunsReply,
+    StartRequest,
+    StatusReply,
+    TickReply,
+)
+
+router = APIRouter(route_class=ExactRoute)
+
+
+def _agent(request: Request) -> Agent:
+    agent: Agent = request.app.state.agent()
+    return agent
+
+
+TheAgent = Annotated[Agent, Depends(_agent)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
+
+
+@router.post("/agent-start", response_model=RunDocument)
+async def agent_start(agent: TheAgent, body: StartRequest, key: Key = None) -> JsonReply:
+    """Start a run. The same Idempotency-Key with the same body answers the same run."""
+    return JsonReply(run_document(await start(agent, body, key)))
+
+
+@router.post("/agent-tick", response_model=TickReply)
+async def agent_tick(
+    agent: TheAgent, body: RunIdRequest | None = None, run_id: Annotated[str | None, Query(alias="runId")] = None
+) -> JsonReply:
+    """Advance a run by one step. The run is named in the body or in the query."""
+    ticked = await tick(agent, _named(body, run_id))
+    return JsonReply(
+        TickReply(message=ticked.message, action=action_document(ticked.action), next_tick_at=ticked.next_tick_at)
+    )
+
+
+@router.get("/agent-status", response_model=StatusReply)
+async def agent_status(agent: TheAgent, run_id: Annotated[str, Query(alias="runId")]) -> JsonReply:
+    """Return a run with its jobs, its payments and its 50 newest observations, newest first."""
+    return JsonReply(await status(agent, run_id))
+
+
+@router.get("/agent-runs", response_model=RunsReply)
+async def agent_runs(
+    agent: TheAgent,
+    state: Annotated[str | None, Query(alias="status")] = None,
+    cursor: Annotated[str | None, Query(max_length=1_000)] = None,
+) -> JsonReply:
+    """Return runs, newest first, a page at a time."""
+    page = await runs(agent, state, cursor)
+    return JsonReply(RunsReply(runs=tuple(run_document(run) for run in page.runs), cursor=page.cursor))
+
+
+@router.post("/agent-cancel", response_model=RunDocument)
+async def agent_cancel(agent: TheAgent, body: RunIdRequest) -> JsonReply:
+    """Record that a run is to end. Ticks cancel its jobs; it ends once no payment is open."""
+    return JsonReply(run_document(await cancel(agent, body.run_id)))
+
+
+@router.get("/health", response_model=HealthReply)
+async def health(agent: TheAgent) -> JsonReply:
+    """Say whether the store answers, whether there is a key to pay with, and who plans."""
+    await agent.store.now()
+    return JsonReply(
+        HealthReply(
+            version=__version__,
+            store=type(agent.store).__name__.removesuffix("Store").lower(),
+            payments="on" if agent.wallet is not None else "off",
+            planner=agent.planner.mode,
+        )
+    )
+
+
+def _named(body: RunIdRequest | None, run_id: str | None) -> str:
+    from fastapi.exceptions import RequestValidationError
+
+    if body is not None:
+        return body.run_id
+    if run_id is not None:
+        return run_id
+    raise RequestValidationError(
+        [{"type": "missing", "loc": ("body", "runId"), "msg": "Field required", "input": None}]
+    )

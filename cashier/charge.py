@@ -1,0 +1,175 @@
+"""
+Takes one payment for one request: claim, capacity, verify, write ahead, settle, start, answer.
+
+Rule 1: nothing is charged before there is room for the work, nothing is started before the money is ours.
+Rule 2: whatever may have been sent has a durable row first, so a crash anywhere ends in one settlement and one start.
+Rule 3: a refusal asks the chain before it is spoken: a cheque may have been settled by anybody.
+"""
+
+from dataclasses import dataclass, replace
+
+from cashier.core import answers
+from cashier.core.claiming import Claimed, Conflict, Held, Served, Unknown
+from cashier.core.errors import ChainUnavailable, FacilitatorUnavailable
+from cashier.core.model import Answer, Lease, PaidRequest, Price, Taking, sale_of
+from cashier.core.reading import mismatch, read_cheque, requirements_for, taking_for
+from cashier.ports import Declined, Desk, HasCapacity, Pending, Settled, Start
+from wire.x402 import HeaderError, PaymentRequirements
+
+# How far behind the head a settlement by somebody else is looked for: nearly three hours of two-second
+# blocks, many times the life of a cheque, and one request to the most miserly RPC.
+LOOKBACK_BLOCKS = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What this request was asked to pay, and for what."""
+
+    asked: PaymentRequirements
+    url: str
+    description: str
+
+    def refuse(self, reason: str) -> Answer:
+        return answers.payment_invalid(self.asked, self.url, self.description, reason)
+
+
+async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: HasCapacity, start: Start) -> Answer:
+    """
+    Return the answer to a request that costs `price`; `start` has run, once, when it is a 200.
+
+    The request may come again, after a crash too: the same one gets the same answer.
+    """
+    asked = requirements_for(price.amount, price.pay_to, desk.asset)
+    ask = Ask(asked, request.url, price.description)
+    try:
+        cheque = read_cheque(request)
+    except HeaderError as error:
+        return answers.problem("payment_malformed", str(error))
+    if cheque is None:
+        return answers.payment_required(asked, request.url, price.description)
+    wrong = mismatch(cheque, asked)
+    taking = taking_for(cheque, price, request)
+    async with desk.locks.hold(f"{taking.payer}:{taking.nonce}"):
+        lease = desk.lease()
+        # A row that is there was matched when it was made: a price that has moved since changes nothing.
+        claim = await desk.till.claim(taking, lease, insert=wrong is None)
+        match claim:
+            case Claimed():
+                return await _work(desk, lease, claim, ask, has_capacity, start)
+            case Served():
+                return claim.answer
+            case Held():
+                return answers.pending(taking)
+            case Conflict():
+                return answers.problem("payment_conflict", "this payment or its id came with another request before")
+            case Unknown():
+                return ask.refuse(str(wrong))
+
+
+async def _work(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity: HasCapacity, start: Start) -> Answer:
+    """Go on from the state of the claimed row; an error leaves the row for the next who comes."""
+    taking = claim.taking
+    try:
+        if taking.state == "claimed":
+            opened = await _open(desk, lease, claim, ask, has_capacity)
+        else:
+            opened = taking
+        if isinstance(opened, Taking) and opened.state == "settling":
+            opened = await _settle(desk, lease, opened, ask, again=taking.state == "settling")
+        if isinstance(opened, Answer):
+            return opened
+        return await serve(desk, lease, opened, start)
+    except Exception:
+        await desk.till.release(taking, lease)
+        raise
+
+
+async def _open(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity: HasCapacity) -> Taking | Answer:
+    """Return the row once a settlement may be sent, or why none is: up to here a refusal leaves no row."""
+    taking = claim.taking
+    if not await has_capacity(claim.reserved):
+        await desk.till.drop(taking, lease)
+        return answers.problem("no_capacity", "not charged: there is no room for one more")
+    try:
+        verdict = await desk.facilitator.verify(taking.payload, _asked(desk, taking))
+        opened = replace(taking, state="settling", from_block=max(0, await desk.chain.head() - LOOKBACK_BLOCKS))
+        found = None if verdict.reason is None else await settlement_of(desk, opened)
+    except (FacilitatorUnavailable, ChainUnavailable) as error:
+        await desk.till.drop(taking, lease)
+        return answers.unknown(str(error))
+    if found is not None:
+        return await _book(desk, lease, opened, found)
+    if verdict.reason is not None:
+        await desk.till.drop(taking, lease)
+        return ask.refuse(verdict.reason)
+    return opened if await desk.till.save(opened, lease, durable=True) else answers.pending(opened)
+
+
+async def _settle(desk: Desk, lease: Lease, taking: Taking, ask: Ask, *, again: bool) -> Taking | Answer:
+    """Return the settled row, or the answer to a settlement that is open or refused."""
+    try:
+        found = await settlement_of(desk, taking) if again else None
+        if found is not None:
+            return await _book(desk, lease, taking, found)
+        try:
+            outcome: Settled | Pending | Declined | None
+            outcome = await desk.facilitator.settle(taking.payload, _asked(desk, taking))
+            lost = ""
+        except FacilitatorUnavailable as error:
+            outcome, lost = None, str(error)
+        match outcome:
+            case Settled():
+                return await _book(desk, lease, taking, outcome.transaction)
+            case Pending():
+                return await _wait(desk, lease, replace(taking, transaction=outcome.transaction))
+        found = await settlement_of(desk, taking)
+    except ChainUnavailable as error:
+        await desk.till.release(taking, lease)
+        return answers.unknown(str(error))
+    if found is not None:
+        return await _book(desk, lease, taking, found)
+    if outcome is None:
+        await desk.till.release(taking, lease)
+        return answers.unknown(lost)
+    if taking.transaction is not None and desk.now_s() < taking.valid_before_s:
+        # A transaction is on its way: it may yet be mined, whatever was said about a second one.
+        return await _wait(desk, lease, taking)
+    await desk.till.drop(taking, lease)
+    return ask.refuse(outcome.reason)
+
+
+async def _wait(desk: Desk, lease: Lease, taking: Taking) -> Answer:
+    await desk.till.save(taking, lease)
+    await desk.till.release(taking, lease)
+    return answers.pending(taking)
+
+
+async def _book(desk: Desk, lease: Lease, taking: Taking, transaction: str) -> Taking | Answer:
+    """Store, durably, that the money is ours."""
+    settled = replace(taking, state="settled", transaction=transaction)
+    return settled if await desk.till.save(settled, lease, durable=True) else answers.pending(settled)
+
+
+async def serve(desk: Desk, lease: Lease, taking: Taking, start: Start) -> Answer:
+    """Start the work of a settled row, store the answer and return it."""
+    answer = answers.served(taking, await start(sale_of(taking)))
+    await desk.till.save(replace(taking, state="served", answer=answer), lease)
+    return answer
+
+
+async def settlement_of(desk: Desk, taking: Taking) -> str | None:
+    """
+    Return the transaction by which the cheque of `taking` reached us, None where it has not.
+
+    Raises:
+        ChainUnavailable: nothing is known.
+    """
+    if not await desk.chain.is_nonce_used(taking.payer, taking.nonce):
+        return None
+    return await desk.chain.settlement(
+        taking.payer, taking.nonce, taking.pay_to, taking.amount.atomic, taking.from_block
+    )
+
+
+def _asked(desk: Desk, taking: Taking) -> PaymentRequirements:
+    return requirements_for(taking.amount, taking.pay_to, desk.asset)

@@ -1,0 +1,1 @@
+"""What is asked, what matches, who holds a payment: values in, values out."""

@@ -1,0 +1,137 @@
+"""
+From a request's headers to a cheque, and whether the cheque is the one that was asked for.
+
+Source: x402 specification v2, transports-v2/http.md, schemes/exact/scheme_exact_evm.md, payment-identifier.
+"""
+
+import base64
+import hashlib
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from cashier.core.model import Cheque, PaidRequest, Price, Taking
+from wire import decimal_json
+from wire.money import Amount, Asset
+from wire.x402 import (
+    PAYMENT_SIGNATURE,
+    HeaderError,
+    PaymentPayload,
+    PaymentRequirements,
+    decode_header,
+    payment_identifier,
+)
+
+# How long a cheque may stay valid: time to verify and settle, and to send it again after a failure.
+CHEQUE_TIMEOUT_S = 300
+IDEMPOTENCY_KEY = "idempotency-key"
+SECONDS_MAX = 2**62
+
+_PAYMENT_ID = re.compile(r"[A-Za-z0-9_-]{16,128}")
+
+
+def requirements_for(amount: Amount, pay_to: str, asset: Asset) -> PaymentRequirements:
+    """Return the one way to pay that is offered: `exact`, by EIP-3009, settled before any work."""
+    return PaymentRequirements(
+        scheme="exact",
+        network=amount.network,
+        asset=amount.asset,
+        amount=str(amount.atomic),
+        pay_to=pay_to,
+        max_timeout_seconds=CHEQUE_TIMEOUT_S,
+        extra={"name": asset.name, "version": asset.version, "paymentFlow": "upfront"},
+    )
+
+
+def read_cheque(request: PaidRequest) -> Cheque | None:
+    """
+    Return the cheque in the PAYMENT-SIGNATURE header, None where there is no such header.
+
+    Raises:
+        HeaderError: it is too large, cannot be read, or names two payment ids.
+    """
+    text = request.headers.get(PAYMENT_SIGNATURE.lower())
+    if text is None:
+        return None
+    payment = decode_header(PaymentPayload, text)
+    authorization = payment.payload.authorization
+    if int(authorization.valid_before) > SECONDS_MAX:
+        raise HeaderError("validBefore lies beyond all time")
+    return Cheque(
+        accepted=payment.accepted,
+        authorization=authorization,
+        payload=_payload(text),
+        payment_id=_payment_id(request, payment),
+        fingerprint=_fingerprint(request, text),
+    )
+
+
+def _payload(text: str) -> dict[str, Any]:
+    """Return the header's JSON as it came, for the facilitator; what could not be written again is refused."""
+    payload: dict[str, Any] = decimal_json.loads(base64.b64decode(text))
+    try:
+        decimal_json.dumps(payload)
+    except (TypeError, ValueError):
+        raise HeaderError("the header holds text or numbers that JSON cannot carry") from None
+    return payload
+
+
+def _payment_id(request: PaidRequest, payment: PaymentPayload) -> str:
+    """Return the payer's own id (extension, else Idempotency-Key), else one derived from the authorization."""
+    identifier = payment_identifier(payment.extensions)
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is not None and not _PAYMENT_ID.fullmatch(key):
+        raise HeaderError("Idempotency-Key: a payment id is 16-128 of [A-Za-z0-9_-]")
+    if identifier is not None and key is not None and identifier != key:
+        raise HeaderError("Idempotency-Key and payment-identifier name two payments")
+    authorization = payment.payload.authorization
+    derived = hashlib.sha256(f"{authorization.from_}:{authorization.nonce}".lower().encode()).hexdigest()
+    return identifier or key or f"auth_{derived[:40]}"
+
+
+def _fingerprint(request: PaidRequest, header: str) -> str:
+    """
+    Return the SHA-256 of everything that must be the same for the answer to be the same.
+
+    The whole header counts: once settled, signature and nonce are public calldata, the identifier is not.
+    """
+    parts = urlsplit(request.url)
+    digest = hashlib.sha256()
+    for part in (request.method.upper(), parts.path, parts.query, header):
+        digest.update(len(part).to_bytes(4, "big") + part.encode())
+    digest.update(request.body)
+    return digest.hexdigest()
+
+
+def mismatch(cheque: Cheque, asked: PaymentRequirements) -> str | None:
+    """Return why the cheque is not for what was asked, None where it is."""
+    accepted, authorization = cheque.accepted, cheque.authorization
+    pairs = (
+        ("accepted.scheme", accepted.scheme, asked.scheme),
+        ("accepted.network", accepted.network, asked.network),
+        ("accepted.asset", accepted.asset.lower(), asked.asset.lower()),
+        ("accepted.amount", accepted.amount, asked.amount),
+        ("accepted.payTo", accepted.pay_to.lower(), asked.pay_to.lower()),
+        ("authorization.to", authorization.to.lower(), asked.pay_to.lower()),
+        ("authorization.value", authorization.value, asked.amount),
+    )
+    for name, got, wanted in pairs:
+        if got != wanted:
+            return f"{name} is {got[:80]}, asked was {wanted}"
+    return None
+
+
+def taking_for(cheque: Cheque, price: Price, request: PaidRequest) -> Taking:
+    """Return the row of a payment that nobody has seen yet."""
+    return Taking(
+        payer=cheque.payer,
+        nonce=cheque.nonce,
+        payment_id=cheque.payment_id,
+        fingerprint=cheque.fingerprint,
+        pay_to=price.pay_to,
+        amount=price.amount,
+        valid_before_s=int(cheque.authorization.valid_before),
+        payload=cheque.payload,
+        url=request.url,
+        body=request.body,
+    )

@@ -1,0 +1,174 @@
+"""What the cashier needs of the world. Edges implement these."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cashier.core.claiming import Claim
+from cashier.core.model import Lease, Refund, Sale, Taking
+from wire.money import Asset
+from wire.x402 import PaymentRequirements
+
+# Whether the seller can start one more, given how many open payments already count on being started.
+HasCapacity = Callable[[int], Awaitable[bool]]
+# Starts the work of a sale and returns the body of its answer. Idempotent by `payment_id`: called again after a crash.
+Start = Callable[[Sale], Awaitable[Mapping[str, Any]]]
+
+
+class Till(Protocol):
+    """The rows that a crash must not lose. Every write is guarded by the lease's holder."""
+
+    async def claim(self, taking: Taking, lease: Lease, *, insert: bool) -> Claim:
+        """Decide and store a claim in one transaction: `core.claiming.decide_claim`."""
+
+    async def take_over(self, taking: Taking, lease: Lease) -> None:
+        """Make `lease` the row's own, whoever held it: for recovery."""
+
+    async def save(self, taking: Taking, lease: Lease, *, durable: bool = False) -> bool:
+        """Store the row's state; return False, with nothing written, where another holder has it."""
+
+    async def drop(self, taking: Taking, lease: Lease) -> None:
+        """Forget a row that took nothing, where `lease` still holds it."""
+
+    async def release(self, taking: Taking, lease: Lease) -> None:
+        """End the lease, where `lease` still holds it."""
+
+    async def unfinished(self) -> list[Taking]:
+        """Return every row without an answer, the oldest first."""
+
+    async def find_payment(self, payment_id: str) -> Taking | None: ...
+
+    async def ask_refund(self, refund: Refund) -> Refund:
+        """
+        Store a refund that is owed, or return the one with its key.
+
+        Raises:
+            RefundConflict: the key stands for another payment or amount.
+            RefundTooLarge: all refunds of the payment would exceed what was paid.
+        """
+
+    async def read_refund(self, key: str) -> Refund: ...
+
+    async def signed_refund(self, pay_to: str) -> Refund | None:
+        """Return the one refund from `pay_to` that is signed and not known to be mined."""
+
+    async def sign_refund(self, refund: Refund) -> bool:
+        """Store a signed transfer durably; False where `pay_to` has one on its way already."""
+
+    async def end_refund(self, refund: Refund, *, paid: bool) -> None:
+        """Store that a signed transfer was mined, or that it never will be and is owed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A facilitator's word on a cheque; `reason` says why it refused."""
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    transaction: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Sent to the chain and not mined yet."""
+
+    transaction: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    reason: str
+
+
+class Facilitator(Protocol):
+    """Who checks and settles cheques. Every method may raise FacilitatorUnavailable."""
+
+    async def verify(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Verdict: ...
+    async def settle(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Settled | Pending | Declined: ...
+
+
+class Chain(Protocol):
+    """What the chain shows of the token. Every method may raise ChainUnavailable."""
+
+    async def head(self) -> int: ...
+    async def finalized_time_s(self) -> int: ...
+    async def is_nonce_used(self, payer: str, nonce: str) -> bool: ...
+    async def is_nonce_used_finalized(self, payer: str, nonce: str) -> bool: ...
+    async def settlement(self, payer: str, nonce: str, pay_to: str, value_atomic: int, from_block: int) -> str | None:
+        """Return the transaction that settled this very transfer, None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTransfer:
+    transaction: str
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Another transaction used the account nonce: this transfer can never be mined."""
+
+
+class Sender(Protocol):
+    """Sends the token from one address. Every method may raise ChainUnavailable."""
+
+    async def account_nonce(self) -> int:
+        """Return the nonce of the next transaction."""
+
+    async def prepare(self, to: str, value_atomic: int, account_nonce: int) -> SignedTransfer: ...
+
+    async def broadcast(self, transfer: SignedTransfer) -> Superseded | None:
+        """Send `transfer`; sending it again is harmless."""
+
+    async def succeeded(self, transaction: str, timeout_s: float) -> bool:
+        """Wait until it is mined and return whether it went through. Raises ChainUnavailable after `timeout_s`."""
+
+
+class Locks:
+    """One lock per key within this process, kept while somebody wants it: spares a wait or a 202, is not the guard."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[None]:
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(key)
+            if users > 1:
+                self._locks[key] = (lock, users - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """
+    Everything a use case works with.
+
+    `senders` are the keys that refunds are paid from, by lower-case address. `lease_s` outlasts the slowest
+    settlement; a shorter one costs a second look at the chain, never a second payment.
+    """
+
+    asset: Asset
+    till: Till
+    facilitator: Facilitator
+    chain: Chain
+    now_s: Callable[[], int]
+    senders: Mapping[str, Sender] = field(default_factory=dict)
+    lease_s: int = 90
+    receipt_timeout_s: float = 30.0
+    locks: Locks = field(default_factory=Locks)
+
+    def lease(self) -> Lease:
+        """Return a lease that begins now, of a holder nobody else can be."""
+        now_s = self.now_s()
+        return Lease(secrets.token_hex(16), now_s, now_s + self.lease_s)

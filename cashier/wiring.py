@@ -1,0 +1,73 @@
+"""Joins the cashier: `Cashier` is the whole door for those who sell."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cashier.charge import charge
+from cashier.core.model import Answer, PaidRequest, Price
+from cashier.edges.chain_rpc import RpcChain, RpcSender
+from cashier.edges.facilitator_http import HttpFacilitator
+from cashier.edges.till_sqlite import SCHEMA, SqliteTill
+from cashier.ports import Desk, HasCapacity, Start
+from cashier.recover import Recovered, recover
+from cashier.refund import refund
+from chain.rpc import Rpc
+from chain.sender import TokenSender
+from chain.token import TokenReader
+from outbound.http import HttpClient
+from storage.sqlite import Sqlite
+from wire.money import Asset
+
+
+class Cashier:
+    """Takes payments for requests and pays refunds; see `charge`, `recover` and `refund`."""
+
+    def __init__(self, desk: Desk, db: Sqlite) -> None:
+        self.desk = desk
+        self._db = db
+
+    async def charge(self, request: PaidRequest, price: Price, has_capacity: HasCapacity, start: Start) -> Answer:
+        return await charge(self.desk, request, price, has_capacity, start)
+
+    async def recover(self, start: Start) -> Recovered:
+        return await recover(self.desk, start)
+
+    async def refund(self, payment_id: str, amount_atomic: int, key: str) -> str:
+        return await refund(self.desk, payment_id, amount_atomic, key)
+
+    async def close(self) -> None:
+        await self._db.close()
+
+
+def open_cashier(
+    *,
+    asset: Asset,
+    database: Path,
+    facilitator_url: str,
+    rpc_url: str,
+    keys: Iterable[str] = (),
+    facilitator_http: HttpClient | None = None,
+    chain_http: HttpClient | None = None,
+    now_s: Callable[[], int] = lambda: int(time.time()),
+) -> Cashier:
+    """
+    Return a cashier that takes `asset`; making it does no I/O.
+
+    Args:
+        keys: private keys (0x-hex) of the addresses that are paid; refunds are sent from them.
+        facilitator_http, chain_http: clients for tests; None is the network.
+        now_s: Unix seconds, for leases and lapsed cheques.
+    """
+    rpc = Rpc(rpc_url, chain_http or HttpClient())
+    db = Sqlite(database, SCHEMA)
+    senders = [RpcSender(TokenSender(rpc, asset, key)) for key in keys]
+    desk = Desk(
+        asset=asset,
+        till=SqliteTill(db),
+        facilitator=HttpFacilitator(facilitator_url, facilitator_http or HttpClient()),
+        chain=RpcChain(TokenReader(rpc, asset)),
+        now_s=now_s,
+        senders={sender.address: sender for sender in senders},
+    )
+    return Cashier(desk, db)

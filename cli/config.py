@@ -1,0 +1,16 @@
+"""What the terminal door reads from the environment."""
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CliSettings(BaseSettings):
+    """Which control plane `livery run` speaks with."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env")
+
+    url: str = Field(
+        "http://127.0.0.1:3000",
+        description="The control plane's address.",
+        validation_alias=AliasChoices("LIVERY_CLI_URL", "LIVERY_URL"),
+    )

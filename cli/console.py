@@ -1,0 +1,82 @@
+"""
+What every command shares: tables or JSON on stdout, one-sentence errors on stderr, exit codes.
+
+0 it is done · 1 it failed, with the reason · 2 the command line is wrong.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wire import decimal_json
+from wire.model import Body
+from wire.problems import PROBLEMS
+
+T = TypeVar("T")
+
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def branch(name: str, help: str) -> typer.Typer:
+    """Return a branch of the command tree that shows its help when called bare."""
+    return typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def fail(message: str, hint: str = "", code: str = "failed", *, as_json: bool = False) -> NoReturn:
+    """Say why and end with exit code 1."""
+    if as_json:
+        print_json({"code": code, "detail": message, "hint": hint})
+    else:
+        err.print(f"[bold red]error[/] {message}", highlight=False)
+        if hint:
+            err.print(f"[dim]hint[/]  {hint}", highlight=False)
+    raise typer.Exit(1)
+
+
+def run(work: Coroutine[Any, Any, T], *, as_json: bool = False) -> T:
+    """Return what `work` returns; the errors that people can do something about become one sentence and exit code 1."""
+    from agent.core.errors import AgentError, VendorError
+    from chain.errors import ChainError
+    from livery.client import ProblemError, Unreachable
+    from wire.money import MoneyError
+
+    try:
+        return asyncio.run(work)
+    except ProblemError as error:
+        problem = error.problem
+        fail(f"{problem.title}: {problem.detail}", problem.hint, problem.code, as_json=as_json)
+    except Unreachable as error:
+        fail(str(error), "Start one with `livery up`, or add --local to run without a server.", as_json=as_json)
+    except VendorError as error:
+        fail(f"the vendor did not serve: {error}", "Check its endpoint and its secret.", as_json=as_json)
+    except (AgentError, MoneyError, ChainError) as error:
+        fail(str(error), PROBLEMS[error.code].hint, error.code, as_json=as_json)
+
+
+def print_json(value: Any) -> None:
+    """Print `value`, wire bodies and decimals included, as one JSON document."""
+    document = value.document() if isinstance(value, Body) else value
+    print(decimal_json.dumps(document).decode())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
+    """Return a table; numbers are the caller's to format."""
+    made = Table(*columns, title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for row in rows:
+        made.add_row(*("" if cell is None else str(cell) for cell in row))
+    return made
+
+
+def show(value: Any, render: Callable[[], Any], *, as_json: bool) -> None:
+    """Print `value` as JSON, or what `render` returns."""
+    if as_json:
+        print_json(value)
+    else:
+        out.print(render())

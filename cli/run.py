@@ -1,0 +1,307 @@
+"""`livery run`: start, tick, watch, status, list, cancel, replay."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.live import Live
+
+from cli.config import CliSettings
+from cli.console import Json, branch, err, fail, out, print_json, run, show, table
+from cli.watching import picture, state
+from livery.client import Client, ProblemError
+from wire.control import JobRequest, StartRequest, StatusReply
+
+app = branch("run", "Rent a GPU: one goal, one budget, watched until it is done.")
+
+Url = Annotated[str | None, typer.Option("--url", help="The control plane (default: LIVERY_URL, then 127.0.0.1:3000).")]
+Local = Annotated[bool, typer.Option("--local", help="Use this environment's store and wallet, without a server.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+Interval = Annotated[float, typer.Option("--interval", min=0.1, max=3600, help="Seconds between ticks.")]
+
+ENDED = ("completed", "failed", "cancelled")
+
+
+@asynccontextmanager
+async def control_plane(url: str | None, local: bool) -> AsyncIterator[Client]:
+    """Yield a client of the control plane: over the network, or of one inside this process."""
+    if not local:
+        async with Client(url or CliSettings().url) as client:
+            yield client
+        return
+    import httpx
+
+    from api.app import create_app
+
+    app = create_app()
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with Client("http://local", transport=transport) as client, app.router.lifespan_context(app):
+        yield client
+
+
+@app.command("start")
+def start(
+    goal: Annotated[str, typer.Argument(help="What the run is for.")],
+    budget: Annotated[str, typer.Option("--budget", help="What it may spend in all, in USDC.")],
+    kind: Annotated[str, typer.Option(help="The kind of job.")] = "fine_tune",
+    gpu: Annotated[str | None, typer.Option("--gpu", help="The GPU type, e.g. A100.")] = None,
+    hours: Annotated[str | None, typer.Option("--hours", help="The most hours to rent one job for.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many jobs must complete.")] = 1,
+    model: Annotated[str | None, typer.Option(help="The model to work on.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="The dataset to work with.")] = None,
+    max_price: Annotated[str | None, typer.Option("--max-price", help="The most to pay per hour, in USDC.")] = None,
+    deadline: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When to give up (RFC 3339).")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key starts one run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and quote; store, sign and pay nothing.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Tick and watch it until it ends.")] = False,
+    interval: Interval = 1.0,
+    url: Url = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """
+    Start a run.
+
+    Example: livery run start "Fine-tune tiny-llm" --budget 5 --watch
+    """
+    try:
+        request = StartRequest(
+            goal=goal,
+            budget_total=Decimal(budget),
+            job=JobRequest(
+                kind=kind,
+                gpu_type=gpu,
+                max_hours=None if hours is None else Decimal(hours),
+                count=count,
+                model=model,
+                dataset=dataset,
+            ),
+            deadline=deadline,
+            max_price_per_hour=None if max_price is None else Decimal(max_price),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except InvalidOperation:
+        raise typer.BadParameter("amounts and hours are decimal numbers, like 5 or 1.40") from None
+    if dry_run:
+        run(_preview(request, as_json), as_json=as_json)
+        return
+
+    async def begin() -> str:
+        async with control_plane(url, local) as client:
+            started = await client.start(
+                goal,
+                request.budget_total,
+                job=request.job,
+                deadline=deadline,
+                max_price_per_hour=request.max_price_per_hour,
+                key=key,
+            )
+            if watch:
+                await _watch(client, started.id, interval, as_json)
+            elif as_json:
+                print_json(started)
+            else:
+                out.print(f"[bold]{started.id}[/]  {started.budget_total} {started.currency}  watch it: livery run watch {started.id}")
+            return started.id
+
+    run(begin(), as_json=as_json)
+
+
+@app.command("tick")
+def tick(
+    run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="The run's id.")] = None,
+    due: Annotated[bool, typer.Option("--due", help="Tick every run of this environment's store that is due.")] = False,
+    url: Url = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Advance a run by one step; with --due every run whose time has come (for cron)."""
+    if due == (run_id is not None):
+        raise typer.BadParameter("name a run, or use --due")
+
+    async def one() -> None:
+        async with control_plane(url, local) as client:
+            reply = await client.tick(str(run_id))
+            chosen = f"  {reply.action.action}: {reply.action.reason}" if reply.action else ""
+            show(reply, lambda: f"[bold]{reply.message}[/]{chosen}", as_json=as_json)
+
+    run(_sweep(as_json) if due else one(), as_json=as_json)
+
+
+@app.command("watch")
+def watch(
+    run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="The run's id.")] = None,
+    run_option: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
+    interval: Interval = 1.0,
+    url: Url = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Tick a run until it ends, and show it live. Exit code 0 if it completed, else 1."""
+    wanted = run_id or run_option
+    if wanted is None:
+        raise typer.BadParameter("name the run")
+
+    async def follow() -> None:
+        async with control_plane(url, local) as client:
+            await _watch(client, wanted, interval, as_json)
+
+    run(follow(), as_json=as_json)
+
+
+@app.command("status")
+def status(run_id: RunId, url: Url = None, local: Local = False, as_json: Json = False) -> None:
+    """Show a run with its jobs, payments and newest lines."""
+
+    async def read() -> StatusReply:
+        async with control_plane(url, local) as client:
+            return await client.status(run_id)
+
+    found = run(read(), as_json=as_json)
+    show(found, lambda: picture(found), as_json=as_json)
+
+
+@app.command("list")
+def list_runs(
+    state_wanted: Annotated[str | None, typer.Option("--status", help="Only runs in this state.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Where the last page ended.")] = None,
+    url: Url = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first."""
+
+    async def read() -> Any:
+        async with control_plane(url, local) as client:
+            return await client.runs(state_wanted, cursor)
+
+    page = run(read(), as_json=as_json)
+    rows = [(one.id, one.status, one.phase, f"{one.budget_spent}/{one.budget_total} {one.currency}", one.goal[:50]) for one in page.runs]
+    show(page, lambda: table(("run", "state", "phase", "spent", "goal"), rows), as_json=as_json)
+    if page.cursor and not as_json:
+        err.print(f"more: livery run list --cursor {page.cursor}")
+
+
+@app.command("cancel")
+def cancel(run_id: RunId, url: Url = None, local: Local = False, as_json: Json = False) -> None:
+    """Ask a run to end: its jobs are cancelled by the next ticks, what the vendors refund comes back to the budget."""
+
+    async def ask() -> Any:
+        async with control_plane(url, local) as client:
+            return await client.cancel(run_id)
+
+    asked = run(ask(), as_json=as_json)
+    show(asked, lambda: f"{asked.id} is to be cancelled; carry it out with `livery run watch {asked.id}`", as_json=as_json)
+
+
+@app.command("replay")
+def replay(run_id: RunId, as_json: Json = False) -> None:
+    """Fold a run's log again (this environment's store): the same run and decisions, or where they differ."""
+    from agent.config import AgentSettings
+    from agent.status import replayed
+    from agent.wiring import open_agent
+
+    async def fold() -> tuple[Any, Any]:
+        agent = open_agent(AgentSettings())
+        try:
+            return await replayed(agent, run_id)
+        finally:
+            await agent.store.close()
+
+    stored, again = run(fold(), as_json=as_json)
+    report = {
+        "runId": run_id,
+        "entries": again.run.log.seq,
+        "brokenAt": again.broken_at,
+        "differences": [difference.seq for difference in again.differences],
+        "sameBudget": stored.budget == again.run.budget,
+        "sameStatus": stored.status == again.run.status,
+    }
+    honest = again.broken_at is None and not again.differences and report["sameBudget"] and report["sameStatus"]
+    show(report, lambda: f"{report['entries']} entries, {'all repeat' if honest else 'they do not repeat'}: {report}", as_json=as_json)
+    if not honest:
+        raise typer.Exit(1)
+
+
+async def _watch(client: Client, run_id: str, interval_s: float, as_json: bool) -> None:
+    with Live(console=out, auto_refresh=False, transient=False) if not as_json else _Silent() as live:
+        while True:
+            found = await client.status(run_id)
+            live.update(picture(found) if not as_json else found, refresh=True)
+            if found.run.status in ENDED:
+                break
+            try:
+                await client.tick(run_id)
+            except ProblemError as error:
+                # Somebody else ticks it, or ended it since we looked: look again.
+                if error.problem.code not in ("run_busy", "run_finished"):
+                    raise
+            await asyncio.sleep(interval_s)
+    if found.run.status != "completed":
+        if not as_json:
+            err.print(state(found.run.status), found.run.reason or "")
+        raise typer.Exit(1)
+
+
+class _Silent:
+    """Stands where the live picture would: prints each state as one JSON line."""
+
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, found: Any, refresh: bool) -> None:
+        print_json(found.run)
+
+
+async def _preview(request: StartRequest, as_json: bool) -> None:
+    from agent.config import AgentSettings
+    from agent.core.views import action_document
+    from agent.preview import preview
+    from agent.wiring import open_agent
+    from wire.money import to_decimal
+
+    agent = open_agent(AgentSettings())
+    try:
+        seen = await preview(agent, request)
+    finally:
+        await agent.store.close()
+    asset, action = seen.run.asset, action_document(seen.action)
+    price = None if seen.job is None else to_decimal(seen.job.expected_cost_atomic, asset)
+    document = {
+        "action": action.document() if action else None,
+        "price": price,
+        "currency": asset.symbol,
+        "refusal": str(seen.refusal) if seen.refusal else None,
+    }
+    if as_json:
+        print_json(document)
+    elif action is None or seen.job is None:
+        out.print(f"[bold]{action.action if action else 'nothing'}[/]  {action.reason if action else ''}")
+    else:
+        out.print(f"[bold]{action.action}[/] at {action.vendor_id} for {action.max_hours} h: {price} {asset.symbol}  ({action.reason})")
+    if seen.refusal:
+        fail(str(seen.refusal), "Nothing was stored, signed or paid.", seen.refusal.code)
+
+
+async def _sweep(as_json: bool) -> None:
+    from agent.config import AgentSettings
+    from agent.sweep import sweep
+    from agent.wiring import open_agent
+
+    agent = open_agent(AgentSettings())
+    try:
+        swept = await sweep(agent)
+    finally:
+        await agent.store.close()
+    rows = [(one.run_id, one.message) for one in swept]
+    show([{"runId": run_id, "message": message} for run_id, message in rows], lambda: table(("run", "tick"), rows), as_json=as_json)

@@ -1,0 +1,108 @@
+"""A run as a live picture: the decision, the jobs with their progress, the payments, the budget, the newest lines."""
+
+from decimal import Decimal
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from wire.control import JobDocument, ObservationDocument, PaymentDocument, RunDocument, StatusReply
+
+STATE_STYLES = {
+    "completed": "green",
+    "running": "cyan",
+    "submitted": "cyan",
+    "quoted": "yellow",
+    "pending": "yellow",
+    "unknown": "yellow",
+    "refunded": "magenta",
+    "failed": "red",
+    "cancelled": "dim",
+}
+LINES_MAX = 8
+
+
+def picture(status: StatusReply) -> Group:
+    """Return the whole of a run for a terminal."""
+    parts = [_head(status.run)]
+    if status.jobs:
+        parts.append(_jobs(status.run, status.jobs))
+    if status.payments:
+        parts.append(_payments(status.payments))
+    parts.append(_lines(status.observations))
+    return Group(*parts)
+
+
+def state(name: str) -> Text:
+    return Text(name, style=STATE_STYLES.get(name, ""))
+
+
+def short(identifier: str | None, width: int = 18) -> str:
+    """Return the two ends of a long id."""
+    if identifier is None or len(identifier) <= width:
+        return identifier or ""
+    half = (width - 1) // 2
+    return f"{identifier[:half]}…{identifier[-half:]}"
+
+
+def _head(run: RunDocument) -> Panel:
+    left = Table.grid(padding=(0, 2))
+    left.add_row(Text("goal", style="dim"), run.goal)
+    left.add_row(Text("state", style="dim"), Text.assemble(state(run.status), f" · {run.phase}", _reason(run)))
+    bar = ProgressBar(total=float(run.budget_total), completed=float(run.budget_spent + run.budget_reserved), width=24)
+    words = (
+        f"{run.budget_remaining} {run.currency} left of {run.budget_total}"
+        f" · {run.budget_spent} spent · {run.budget_reserved} reserved"
+    )
+    money = Table.grid(padding=(0, 2))
+    money.add_row(bar, words)
+    left.add_row(Text("budget", style="dim"), money)
+    return Panel(left, title=run.id, title_align="left", border_style=STATE_STYLES.get(run.status, ""))
+
+
+def _reason(run: RunDocument) -> str:
+    return f" · {run.reason}" if run.reason else ""
+
+
+def _jobs(run: RunDocument, jobs: tuple[JobDocument, ...]) -> Table:
+    made = Table("vendor", "state", "progress", "", "price", "cost", "why", box=None, header_style="bold", pad_edge=False)
+    for job in reversed(jobs):
+        made.add_row(
+            job.vendor_id,
+            state(job.status),
+            ProgressBar(total=1.0, completed=float(job.progress), width=20),
+            f"{job.progress * 100:.0f} %",
+            f"{job.expected_cost} {run.currency}" if job.expected_cost else "",
+            "" if job.actual_cost is None else f"{job.actual_cost} {run.currency}",
+            job.error_message or _metrics(job.final_metrics),
+        )
+    return made
+
+
+def _metrics(metrics: dict[str, Decimal] | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (metrics or {}).items())
+
+
+def _payments(payments: tuple[PaymentDocument, ...]) -> Table:
+    made = Table("paid to", "amount", "state", "transaction", "refund", box=None, header_style="bold", pad_edge=False)
+    for payment in reversed(payments):
+        refund = f"{payment.refunded} {payment.currency} in {short(payment.refund_tx_id)}" if payment.refund_tx_id else ""
+        made.add_row(
+            payment.vendor_id,
+            f"{payment.amount} {payment.currency}",
+            state(payment.status),
+            short(payment.x402_tx_id),
+            refund,
+        )
+    return made
+
+
+def _lines(observations: tuple[ObservationDocument, ...]) -> Table:
+    made = Table.grid(padding=(0, 1))
+    for line in reversed(observations[:LINES_MAX]):
+        made.add_row(
+            Text(f"{line.timestamp:%H:%M:%S}", style="dim"), Text(line.type, style="dim"), Text(line.content, overflow="ellipsis")
+        )
+    return made

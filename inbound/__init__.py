@@ -1,0 +1,1 @@
+"""The way in: what every HTTP door of ours does alike. Exact JSON, problem details, sizes. No domain word."""

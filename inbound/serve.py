@@ -1,0 +1,75 @@
+"""
+Serving an ASGI application on this machine: which port, how it stops, how it logs.
+
+SIGTERM and Ctrl-C let the requests in flight finish, then end with exit code 0.
+"""
+
+import ipaddress
+import logging
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+logger = logging.getLogger("livery.serve")
+
+
+class CannotServe(Exception):
+    """The address cannot be served; the message says why and what to do."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bound_socket(host: str, port: int, *, chosen: bool) -> socket.socket:
+    """
+    Return a socket bound to `host:port`; a taken default port is replaced by a free one.
+
+    Args:
+        chosen: the owner set the port, so a taken one is an error.
+
+    Raises:
+        CannotServe: the port is taken and was chosen, or the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in (port,) if chosen else (port, 0):
+        server = socket.socket(family, socket.SOCK_STREAM)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((host, candidate))
+            return server
+        except OSError as error:
+            server.close()
+            failure = error
+    raise CannotServe(f"{host}:{port} cannot be bound ({failure.strerror}): free it or choose another with --port")
+
+
+def serve(app: "ASGIApp", server: socket.socket, *, name: str, drain_s: int) -> None:
+    """Serve `app` on a bound socket until SIGTERM or Ctrl-C, then return."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=drain_s,
+        h11_max_incomplete_event_size=64 * 1024,
+        http="h11",
+    )
+    host, port = server.getsockname()[:2]
+    logger.info("%s is ready", name, extra={"url": f"http://{host}:{port}"})
+    # uvicorn repeats a caught signal once it has stopped; this is who hears it then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[server])
+    logger.info("%s has stopped", name)

@@ -1,0 +1,149 @@
+"""
+A FastAPI door whose JSON is exact and whose every error is a problem document (RFC 9457).
+
+Bodies are read by `wire.decimal_json`: a price never passes through a float, NaN is malformed.
+"""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from wire import decimal_json
+from wire.model import Body
+from wire.problems import PROBLEMS, ProblemDocument, problem_document
+
+BODY_BYTES_MAX = 256 * 1024
+HEADER_BYTES_MAX = 48 * 1024
+
+logger = logging.getLogger("livery.inbound")
+
+# What the framework itself refuses, by status.
+_STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 400: "malformed_json"}
+
+Translate = Callable[[Exception], ProblemDocument]
+
+
+class JsonReply(Response):
+    """A reply whose `content` is wire documents, decimals included."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return content.to_json() if isinstance(content, Body) else decimal_json.dumps(content)
+
+
+class ProblemReply(JsonReply):
+    media_type = "application/problem+json"
+
+    def __init__(self, problem: ProblemDocument, headers: Mapping[str, str] | None = None) -> None:
+        retry = {} if problem.retry_after is None else {"retry-after": str(problem.retry_after)}
+        super().__init__(problem, status_code=problem.status, headers={**retry, **(headers or {})})
+
+
+class ExactRoute(APIRoute):
+    """A route whose JSON body keeps its decimals."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        handle = super().get_route_handler()
+
+        async def exact(request: Request) -> Response:
+            return await handle(_ExactRequest(request.scope, request.receive))
+
+        return exact
+
+
+class _ExactRequest(Request):
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            return decimal_json.loads(body)
+        except ValueError as error:
+            raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def create_door(
+    *,
+    title: str,
+    version: str,
+    description: str,
+    errors: Sequence[type[Exception]],
+    translate: Translate,
+    **options: Any,
+) -> FastAPI:
+    """
+    Return a FastAPI application that answers every error with a problem document.
+
+    Args:
+        errors: the exceptions of the room behind the door; `translate` makes a document of one.
+    """
+    app = FastAPI(
+        title=title,
+        version=version,
+        description=description,
+        max_body_size=BODY_BYTES_MAX,
+        strict_content_type=False,
+        redirect_slashes=False,
+        responses={code: {"model": ProblemDocument} for code in (404, 409, 422, 503)},
+        **options,
+    )
+    app.router.route_class = ExactRoute
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        return ProblemReply(translate(error))
+
+    for kind in errors:
+        app.add_exception_handler(kind, refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_body)
+    app.add_exception_handler(HTTPException, _refuse_request)
+    app.add_exception_handler(Exception, _fail)
+    app.add_middleware(_HeaderLimit)
+    return app
+
+
+async def _refuse_body(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ProblemReply(problem_document("malformed_json", str(first.get("ctx", {}).get("error", "not JSON"))))
+    place = [str(part) for part in first["loc"] if part != "body"]
+    return ProblemReply(problem_document("invalid_field", f"{'.'.join(place) or 'body'}: {first['msg']}"))
+
+
+async def _refuse_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _STATUS_CODES.get(error.status_code, "internal")
+    return ProblemReply(problem_document(code, f"{request.method} {request.url.path}"[:300]), error.headers)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    logger.error("unexpected error at %s %s", request.method, request.url.path, exc_info=error)
+    return ProblemReply(problem_document("internal", type(error).__name__))
+
+
+class _HeaderLimit:
+    """Refuses requests whose headers are larger than any honest payment's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "http"
+            and sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES_MAX
+        ):
+            reply = ProblemReply(
+                problem_document("header_too_large", f"headers may be {HEADER_BYTES_MAX} bytes in all")
+            )
+            await reply(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+assert all(code in PROBLEMS for code in _STATUS_CODES.values())

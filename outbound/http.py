@@ -1,0 +1,174 @@
+"""
+One HTTP request to another machine, whose answer is hostile until checked.
+
+What keeps it safe: one total time, sizes refused while they stream, no redirect followed, no cookie kept,
+no proxy or certificate taken from the environment, no compressed body asked for and none inflated.
+
+A connection lives for one request. A kept one that its server has just closed looks the same as a request
+received and never answered, which for a request that carries money is the difference between "not sent" and
+"outcome unknown". It also leaves nothing behind that belongs to an event loop: any loop may call, in any order.
+
+    OutboundError            `sent`: False proves that no byte of the request left; `retryable`
+    ├── BadAddress           ours: a URL or header that cannot be sent
+    ├── Unreachable          the world's, retryable: no connection, nothing sent
+    ├── TimedOut             the world's, retryable with the same bytes: sent, no whole answer, outcome unknown
+    └── TooLarge             theirs: an answer beyond its limit
+"""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import httpx
+
+URL_CHARS_MAX = 2_048
+HEADER_BYTES_MAX = 32 * 1024
+CONNECT_S = 5.0
+
+_OURS = (("user-agent", "livery"), ("accept-encoding", "identity"), ("connection", "close"))
+
+
+class OutboundError(Exception):
+    """The root. `sent` False proves that no byte left; `retryable` says whether trying again can help."""
+
+    sent = True
+    retryable = False
+
+
+class BadAddress(OutboundError):
+    sent = False
+
+
+class Unreachable(OutboundError):
+    sent = False
+    retryable = True
+
+
+class TimedOut(OutboundError):
+    """Time ran out, the connection broke, or what came back was not HTTP: the request may have been served."""
+
+    retryable = True
+
+
+class TooLarge(OutboundError):
+    pass
+
+
+# httpx's exceptions, the narrower before the wider.
+_TRANSLATED: tuple[tuple[type[Exception], type[OutboundError]], ...] = (
+    (httpx.InvalidURL, BadAddress),
+    (httpx.UnsupportedProtocol, BadAddress),
+    (httpx.LocalProtocolError, BadAddress),
+    (httpx.ConnectError, Unreachable),
+    (httpx.ConnectTimeout, Unreachable),
+    (httpx.PoolTimeout, Unreachable),
+    (httpx.TransportError, TimedOut),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """An answer of any status. Header names are lower-case; `content` is as it came, never inflated."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+class HttpClient:
+    """
+    The guarded client. It holds no connection and no state, so one serves every caller.
+
+    Args:
+        transport: what carries requests instead of the network (tests: `httpx.ASGITransport`); it is never closed here.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._transport = transport
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        timeout_s: float,
+        body_bytes_max: int,
+    ) -> HttpReply:
+        """
+        Return the answer to one request, whatever its status; a redirect is an answer like any other.
+
+        `timeout_s` bounds the whole exchange, half of it (at most CONNECT_S) the making of the connection.
+
+        Raises:
+            BadAddress, Unreachable: nothing was sent.
+            TimedOut: the request may have been served.
+            TooLarge: the headers exceed HEADER_BYTES_MAX or the body `body_bytes_max`.
+        """
+        try:
+            request = _request(method, url, headers, content, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(request, body_bytes_max)
+        except TimeoutError:
+            raise TimedOut(f"{method} {_shown(url)}: no whole answer in {timeout_s:g} s") from None
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            kind = next(ours for theirs, ours in _TRANSLATED if isinstance(error, theirs))
+            raise kind(f"{method} {_shown(url)}: {str(error) or type(error).__name__}") from error
+
+    async def _exchange(self, request: httpx.Request, body_bytes_max: int) -> HttpReply:
+        if self._transport is not None:
+            return await _exchange(self._transport, request, body_bytes_max)
+        async with httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False) as transport:
+            return await _exchange(transport, request, body_bytes_max)
+
+
+def _request(
+    method: str, url: str, headers: Mapping[str, str], content: bytes | None, timeout_s: float
+) -> httpx.Request:
+    """Return the request to send. Raises BadAddress."""
+    if len(url) > URL_CHARS_MAX:
+        raise BadAddress(f"a URL has at most {URL_CHARS_MAX} characters")
+    target = httpx.URL(url)
+    if target.scheme not in ("http", "https") or not target.host:
+        raise BadAddress(f"{_shown(url)} is not an http or https URL")
+    if target.port is not None and target.port > 65_535:
+        raise BadAddress(f"{_shown(url)} has a port above 65535")
+    if target.userinfo:
+        raise BadAddress("a URL with a name or password in it is not called")
+    connect_s = min(CONNECT_S, timeout_s / 2)
+    times = httpx.Timeout(timeout_s, connect=connect_s, pool=connect_s).as_dict()
+    try:
+        sent = {name.lower(): value for name, value in headers.items()} | dict(_OURS)
+        return httpx.Request(method, target, headers=sent, content=content, extensions={"timeout": times})
+    except UnicodeEncodeError:
+        raise BadAddress("a header may hold ASCII only") from None
+
+
+async def _exchange(transport: httpx.AsyncBaseTransport, request: httpx.Request, body_bytes_max: int) -> HttpReply:
+    response = await transport.handle_async_request(request)
+    try:
+        if sum(len(name) + len(value) for name, value in response.headers.raw) > HEADER_BYTES_MAX:
+            raise TooLarge(f"{_shown(str(request.url))}: the headers exceed {HEADER_BYTES_MAX} bytes")
+        content = bytearray()
+        async for chunk in cast(httpx.AsyncByteStream, response.stream):
+            content += chunk
+            if len(content) > body_bytes_max:
+                raise TooLarge(f"{_shown(str(request.url))}: the body exceeds {body_bytes_max} bytes")
+        return HttpReply(response.status_code, dict(response.headers), bytes(content))
+    finally:
+        await response.aclose()
+
+
+def _shown(url: str) -> str:
+    """Return `url` for a message: no query, where secrets travel, and not endless."""
+    return url.partition("?")[0].rpartition("@")[2][:200]
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the one TLS context, made at the first request: reading the certificates takes about 20 ms."""
+    return httpx.create_ssl_context(trust_env=False)

@@ -1,0 +1,206 @@
+"""
+A MongoDB database that coroutines of any event loop share: one client per loop, transactions, snapshots.
+
+PyMongo's client belongs to the first loop that uses it, and serverless runtimes change loops between requests;
+so each loop has its own, made at its first use and closed when the loop ends.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import pymongo
+from bson.errors import BSONError
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    BulkWriteError,
+    DocumentTooLarge,
+    InvalidOperation,
+    OperationFailure,
+    PyMongoError,
+    WriteError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from storage.errors import Refused, ReplicaSetNeeded, StorageError, Unavailable
+
+ResultT = TypeVar("ResultT")
+Document = dict[str, Any]
+Database = AsyncDatabase[Document]
+Session = AsyncClientSession
+
+# A transaction that keeps meeting others is given up after this; the driver's own patience is 120 s.
+TRANSACTION_S_MAX = 8.0
+
+# What a URL may say otherwise. One instance of a function serves one request at a time, so its pool is small.
+# `timeoutMS` is the patience of one operation, finding a server included: a server that is away is reported
+# before a function's own time is over.
+_OPTIONS: dict[str, Any] = {
+    "appName": "livery",
+    "maxPoolSize": 10,
+    "minPoolSize": 0,
+    "maxIdleTimeMS": 60_000,
+    "connectTimeoutMS": 3_000,
+    "timeoutMS": 5_000,
+    "retryWrites": True,
+    "retryReads": True,
+    "w": "majority",
+}
+
+_ACKNOWLEDGED = WriteConcern("majority")
+_DURABLE = WriteConcern("majority", j=True)
+
+_REPLICA_SET_NEEDED = (
+    "this MongoDB server has no transactions because it is not a replica set: "
+    "start it with --replSet and run rs.initiate(), or use Atlas"
+)
+# "Transaction numbers are only allowed on a replica set member or mongos".
+_NO_TRANSACTIONS = 20
+
+# Which of our errors a driver's exception becomes; the first that fits.
+_TRANSLATIONS: tuple[tuple[type[Exception], type[StorageError]], ...] = (
+    (BulkWriteError, Refused),
+    (WriteError, Refused),
+    (DocumentTooLarge, Refused),
+    (InvalidOperation, Refused),
+    (PyMongoError, Unavailable),
+    (BSONError, Refused),
+    (UnicodeEncodeError, Refused),
+    (OverflowError, Refused),
+    (OSError, Unavailable),
+)
+_DETAIL_CHARS_MAX = 300
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn a driver's exception into a StorageError."""
+    try:
+        yield
+    except tuple(kind for kind, _ in _TRANSLATIONS) as error:
+        if isinstance(error, OperationFailure) and error.code == _NO_TRANSACTIONS:
+            raise ReplicaSetNeeded(_REPLICA_SET_NEEDED) from error
+        ours = next(ours for kind, ours in _TRANSLATIONS if isinstance(error, kind))
+        # The driver repeats the server's whole answer after this.
+        detail = str(error).split(", full error:")[0][:_DETAIL_CHARS_MAX]
+        raise ours(f"MongoDB: {type(error).__name__}: {detail}") from error
+
+
+class Mongo:
+    """The database `database` of the deployment at `url`. Making one does no I/O; ValueError for what is no URL."""
+
+    def __init__(self, url: str, database: str) -> None:
+        said = {name.lower() for name, _ in parse_qsl(urlsplit(url).query)}
+        self._options = {name: value for name, value in _OPTIONS.items() if name.lower() not in said}
+        self._url = url
+        self._name = database
+        self._guard = threading.Lock()
+        self._keepers: dict[asyncio.AbstractEventLoop, _Keeper] = {}
+
+    async def database(self) -> Database:
+        """Return the database as the running loop sees it."""
+        return (await self._client())[self._name]
+
+    async def run(self, work: Callable[[Database], Awaitable[ResultT]]) -> ResultT:
+        """Return `work(database)`, whose writes stand each for itself."""
+        with translated():
+            return await work(await self.database())
+
+    async def snapshot(self, work: Callable[[Database, Session], Awaitable[ResultT]]) -> ResultT:
+        """Return `work(database, session)`, whose reads all see one moment."""
+        with translated():
+            client = await self._client()
+            async with client.start_session(snapshot=True) as session:
+                return await work(client[self._name], session)
+
+    async def transaction(
+        self, work: Callable[[Database, Session], Awaitable[ResultT]], *, durable: bool = False
+    ) -> ResultT:
+        """
+        Return `work(database, session)`, committed by a majority; whatever it raises undoes all of it.
+
+        `work` is run again when it meets another transaction, so it must do nothing but use its session.
+        With `durable` the majority has it in its journal.
+        """
+        with translated():
+            client = await self._client()
+            database = client[self._name]
+
+            async def unit(session: Session) -> ResultT:
+                return await work(database, session)
+
+            with pymongo.timeout(TRANSACTION_S_MAX):
+                async with client.start_session() as session:
+                    return await session.with_transaction(
+                        unit,
+                        read_concern=ReadConcern("snapshot"),
+                        write_concern=_DURABLE if durable else _ACKNOWLEDGED,
+                        read_preference=ReadPreference.PRIMARY,
+                    )
+
+    async def hello(self) -> datetime:
+        """
+        Return the server's clock, UTC, in milliseconds.
+
+        Raises:
+            ReplicaSetNeeded: the server stands alone.
+        """
+        with translated():
+            answer = await (await self._client()).admin.command("hello")
+        if "setName" not in answer and answer.get("msg") != "isdbgrid":
+            raise ReplicaSetNeeded(_REPLICA_SET_NEEDED)
+        # A command's answer carries no zone, whatever the client was told.
+        now: datetime = answer["localTime"]
+        return now.replace(tzinfo=UTC)
+
+    async def close(self) -> None:
+        """Close the running loop's client; the next use makes another."""
+        with self._guard:
+            keeper = self._keepers.pop(asyncio.get_running_loop(), None)
+        if keeper is not None:
+            await keeper.close()
+
+    async def _client(self) -> AsyncMongoClient[Document]:
+        loop = asyncio.get_running_loop()
+        with self._guard:
+            keeper = self._keepers.get(loop)
+            if keeper is None:
+                self._keepers = {loop: keeper for loop, keeper in self._keepers.items() if not loop.is_closed()}
+                keeper = self._keepers[loop] = _Keeper(AsyncMongoClient(self._url, tz_aware=True, **self._options))
+        await keeper.attach()
+        return keeper.client
+
+
+class _Keeper:
+    """
+    Closes a client when its loop ends.
+
+    A loop closes the asynchronous generators that were begun in it before it closes itself, as its last chance
+    to await; so one that does nothing but wait for that stands for the client's life.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Document]) -> None:
+        self.client = client
+        self._life = self._live()
+        self._attached = False
+
+    async def attach(self) -> None:
+        if not self._attached:
+            self._attached = True
+            await anext(self._life)
+
+    async def close(self) -> None:
+        await self._life.aclose()
+
+    async def _live(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.client.close()

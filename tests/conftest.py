@@ -1,0 +1,31 @@
+"""What every test shares: fixtures of the outside world, a clean environment, one profile of hypothesis."""
+
+import importlib.util
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# What a developer's shell may say to the tests; everything else that Livery reads is taken away.
+_KEPT = {"ANVIL_BIN", "MONGODB_TEST_URI"}
+
+pytest_plugins = [
+    name for name in ("tests.fixtures.chain", "tests.fixtures.mongod", "tests.fixtures.world") if importlib.util.find_spec(name) is not None
+]
+
+settings.register_profile(
+    "house",
+    deadline=None,  # the machine may be busy; time is not what properties are about
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("house")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from docs.generate import settings_classes, variables
+
+    for _, room_settings in settings_classes():
+        for variable in variables(room_settings):
+            for name in set(variable.names) - _KEPT:
+                os.environ.pop(name, None)

@@ -1,0 +1,5 @@
+import sys
+
+from vendor_mock.serve import main
+
+sys.exit(main())

@@ -1,0 +1,96 @@
+"""What the mock vendors read from the environment, and nothing else does for them."""
+
+from decimal import Decimal
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_PORT = 4001
+
+
+def _names(ours: str, *aliases: str) -> AliasChoices:
+    return AliasChoices(f"LIVERY_VENDOR_MOCK_{ours}", *aliases)
+
+
+class VendorMockSettings(BaseSettings):
+    """The mock vendors' settings. There is no default secret: without one they do not start."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True)
+
+    secret: SecretStr = Field(
+        validation_alias=_names("SECRET", "GPU_VENDOR_SECRET"),
+        description="Bearer secret of every vendor, or `vendor=secret,vendor=secret`. Required.",
+    )
+    base_price_per_hour: Decimal = Field(
+        Decimal("1.4"),
+        gt=0,
+        le=10_000,
+        validation_alias=_names("BASE_PRICE_PER_HOUR", "BASE_PRICE_PER_HOUR"),
+        description="Price per hour in USDC of a vendor without a price of its own.",
+    )
+    fail_vendor_id: str | None = Field(
+        None,
+        validation_alias=_names("FAIL_VENDOR_ID", "FAIL_VENDOR_ID"),
+        description="The vendor whose jobs always fail, at their third epoch.",
+    )
+    fail_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        validation_alias=_names("FAIL_RATE", "FAIL_RATE"),
+        description="Share of jobs that fail at their third epoch, 0 to 1.",
+    )
+    seed: int | None = Field(
+        None,
+        validation_alias=_names("SEED"),
+        description="Makes FAIL_RATE's choices repeat: the n-th job of a vendor has the same fate each time.",
+    )
+    epoch_seconds: Decimal | None = Field(
+        None,
+        gt=0,
+        validation_alias=_names("EPOCH_SECONDS", "EPOCH_SECONDS"),
+        description="Seconds per epoch. Unset: each /job-status poll moves a job by one epoch.",
+    )
+    host: str = Field("127.0.0.1", validation_alias=_names("HOST"), description="Address to listen at.")
+    port: int = Field(
+        DEFAULT_PORT,
+        ge=0,
+        le=65_535,
+        validation_alias=_names("PORT", "PORT"),
+        description="Port to listen at. Unset and taken: a free one; set and taken: an error.",
+    )
+    rpc_url: str = Field(
+        "http://localhost:8545", validation_alias=_names("RPC_URL"), description="JSON-RPC address of the chain."
+    )
+    facilitator_url: str = Field(
+        "http://127.0.0.1:4021", validation_alias=_names("FACILITATOR_URL"), description="The x402 facilitator."
+    )
+    database: Path | None = Field(
+        None,
+        validation_alias=_names("DATABASE"),
+        description="SQLite file for jobs and payments. Unset: vendor-mock.db in the user's data directory.",
+    )
+    vendors_file: Path | None = Field(
+        None, validation_alias=_names("VENDORS_FILE"), description="JSON list of vendors instead of the default three."
+    )
+    keys: SecretStr | None = Field(
+        None,
+        validation_alias=_names("KEYS"),
+        description="Private keys paid at and refunded from: `vendor=0xkey,...`. Unset: a local chain's accounts.",
+    )
+    data_home: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("XDG_DATA_HOME"),
+        description="The user's data directory. Unset: ~/.local/share.",
+    )
+
+    @property
+    def port_is_chosen(self) -> bool:
+        """Whether the owner set the port, so that a taken one is an error."""
+        return "port" in self.model_fields_set
+
+    def database_path(self) -> Path:
+        """Return where jobs and payments are kept."""
+        home = self.data_home or Path.home() / ".local" / "share"
+        return self.database or home / "livery" / "vendor-mock.db"

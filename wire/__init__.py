@@ -1,0 +1,1 @@
+"""What crosses a process: bodies, money, x402 objects, digests. Pure: no clock, no network, no environment."""

@@ -1,0 +1,164 @@
+"""
+The control plane's API: bodies of start, tick, status, runs and cancel. Money is decimal JSON numbers.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from wire.decimal_json import DecimalNumber, JsonObject
+from wire.model import Body
+from wire.money import HOURS_STEP
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Goal = Annotated[str, StringConstraints(min_length=1, max_length=4_000)]
+
+
+class JobRequest(Body):
+    """What to rent. `kind` is the vendor API's jobType; the rest reaches the vendor as metadata and parameters."""
+
+    kind: Label = "fine_tune"
+    gpu_type: Label | None = None
+    min_vram_gb: int | None = Field(None, ge=1, le=10_000)
+    max_hours: DecimalNumber | None = Field(None, ge=HOURS_STEP, le=10_000)
+    count: int = Field(1, ge=1, le=100)
+    model: Label | None = None
+    dataset: Label | None = None
+    params: JsonObject = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class StartRequest(Body):
+    """POST /api/agent-start. Amounts are in the wallet's asset (USDC)."""
+
+    goal: Goal
+    budget_total: DecimalNumber
+    user_id: Label = "local"
+    job: JobRequest = JobRequest()
+    deadline: AwareDatetime | None = None
+    max_price_per_hour: DecimalNumber | None = None
+
+
+class RunIdRequest(Body):
+    """POST /api/agent-tick and /api/agent-cancel. What cannot be an id is an unknown id."""
+
+    run_id: str
+
+
+class RunDocument(Body):
+    id: str = Field(alias="_id")
+    user_id: str
+    goal: str
+    budget_total: DecimalNumber
+    budget_remaining: DecimalNumber
+    budget_reserved: DecimalNumber
+    budget_spent: DecimalNumber
+    currency: str
+    asset: str
+    network: str
+    status: str
+    phase: str
+    reason: str | None = None
+    job: JobRequest
+    deadline: datetime | None = None
+    max_price_per_hour: DecimalNumber | None = None
+    cancel_requested_at: datetime | None = None
+    next_tick_at: datetime | None = None
+    created_at: datetime
+    updated_at: datetime
+    completed_at: datetime | None = None
+
+
+class JobDocument(Body):
+    id: str = Field(alias="_id")
+    run_id: str
+    vendor_id: str
+    vendor_job_id: str | None = None
+    status: str
+    gpu_type: str
+    hours: DecimalNumber
+    progress: DecimalNumber
+    expected_cost: DecimalNumber
+    expected_duration_minutes: DecimalNumber
+    actual_cost: DecimalNumber | None = None
+    final_metrics: dict[str, DecimalNumber] | None = None
+    artifact_url: str | None = None
+    error_message: str | None = None
+    job_params: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    completed_at: datetime | None = None
+
+
+class PaymentDocument(Body):
+    """`x402_tx_id` is the settlement's transaction, there only once the chain shows it."""
+
+    id: str = Field(alias="_id")
+    run_id: str
+    job_id: str
+    vendor_id: str
+    amount: DecimalNumber
+    currency: str
+    asset: str
+    network: str
+    payer: str
+    pay_to: str
+    status: str
+    x402_tx_id: str | None = Field(None, alias="x402TxId")
+    refunded: DecimalNumber
+    refund_tx_id: str | None = None
+    error_message: str | None = None
+    created_at: datetime
+    updated_at: datetime
+
+
+class ObservationDocument(Body):
+    run_id: str
+    seq: int
+    job_id: str | None = None
+    type: str
+    content: str
+    timestamp: datetime
+
+
+class StatusReply(Body):
+    """GET /api/agent-status: jobs and payments newest first, the 50 newest observations newest first."""
+
+    run: RunDocument
+    jobs: tuple[JobDocument, ...]
+    payments: tuple[PaymentDocument, ...]
+    observations: tuple[ObservationDocument, ...]
+
+
+class ActionDocument(Body):
+    action: Literal["start_job", "wait", "abort"]
+    vendor_id: str | None = None
+    max_hours: DecimalNumber | None = None
+    reason: str
+
+
+class TickReply(Body):
+    """POST /api/agent-tick; `action` is null when nothing was decided."""
+
+    message: str
+    action: ActionDocument | None = None
+    next_tick_at: datetime | None = None
+
+    def document(self) -> dict[str, Any]:
+        return {"action": None, **super().document()}
+
+
+class RunsReply(Body):
+    runs: tuple[RunDocument, ...]
+    cursor: str | None = None
+
+
+class HealthReply(Body):
+    """`payments` is "on" where a wallet is configured, else "off"; `planner` is the planner's mode."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    store: str
+    payments: Literal["on", "off"]
+    planner: str

@@ -1,0 +1,74 @@
+"""
+EIP-712 of one message: EIP-3009's TransferWithAuthorization, the cheque that x402's `exact` scheme signs.
+
+Source: EIP-712, EIP-3009.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from wire.money import Asset
+from wire.x402 import Authorization
+
+_DOMAIN_FIELDS = (("name", "string"), ("version", "string"), ("chainId", "uint256"), ("verifyingContract", "address"))
+_MESSAGE_FIELDS = (
+    ("from", "address"),
+    ("to", "address"),
+    ("value", "uint256"),
+    ("validAfter", "uint256"),
+    ("validBefore", "uint256"),
+    ("nonce", "bytes32"),
+)
+
+
+def keccak256(data: bytes) -> bytes:
+    """Return the Keccak-256 digest of `data` (Ethereum's, not NIST's SHA3-256)."""
+    from Crypto.Hash import keccak
+
+    return keccak.new(digest_bits=256, data=data).digest()
+
+
+def typed_data(authorization: Authorization, asset: Asset) -> dict[str, Any]:
+    """Return the EIP-712 document a signer is given (`eth_signTypedData_v4`) to authorize a transfer of `asset`."""
+    return {
+        "types": {
+            "EIP712Domain": [{"name": name, "type": kind} for name, kind in _DOMAIN_FIELDS],
+            "TransferWithAuthorization": [{"name": name, "type": kind} for name, kind in _MESSAGE_FIELDS],
+        },
+        "primaryType": "TransferWithAuthorization",
+        "domain": {
+            "name": asset.name,
+            "version": asset.version,
+            "chainId": asset.chain_id,
+            "verifyingContract": asset.address,
+        },
+        "message": {
+            "from": authorization.from_,
+            "to": authorization.to,
+            "value": int(authorization.value),
+            "validAfter": int(authorization.valid_after),
+            "validBefore": int(authorization.valid_before),
+            "nonce": authorization.nonce,
+        },
+    }
+
+
+def authorization_digest(authorization: Authorization, asset: Asset) -> bytes:
+    """Return the 32 bytes that are signed: keccak256(0x1901 | domain separator | message hash)."""
+    document = typed_data(authorization, asset)
+    domain = _hash_struct("EIP712Domain", _DOMAIN_FIELDS, document["domain"])
+    message = _hash_struct("TransferWithAuthorization", _MESSAGE_FIELDS, document["message"])
+    return keccak256(b"\x19\x01" + domain + message)
+
+
+def _hash_struct(name: str, fields: tuple[tuple[str, str], ...], values: dict[str, Any]) -> bytes:
+    kind = f"{name}({','.join(f'{kind} {field}' for field, kind in fields)})"
+    return keccak256(keccak256(kind.encode()) + b"".join(_WORD[kind](values[field]) for field, kind in fields))
+
+
+_WORD: dict[str, Callable[[Any], bytes]] = {
+    "string": lambda value: keccak256(value.encode()),
+    "uint256": lambda value: value.to_bytes(32, "big"),
+    "address": lambda value: bytes.fromhex(value[2:]).rjust(32, b"\0"),
+    "bytes32": lambda value: bytes.fromhex(value[2:]),
+}

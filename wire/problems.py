@@ -1,0 +1,132 @@
+"""
+Problem details: the one table of every error code an HTTP door of ours can answer, and the body it comes in.
+
+`docs/errors.md` is generated from PROBLEMS and REFUSALS (`make docs`). Source: RFC 9457.
+"""
+
+from dataclasses import dataclass
+
+from wire.model import Body
+
+
+class ProblemDocument(Body):
+    """The body of every HTTP error; `hint` says what to do next. `retry_after` is seconds."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    hint: str
+    retry_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    status: int
+    title: str
+    hint: str
+
+
+PROBLEMS: dict[str, Problem] = {
+    # asking
+    "malformed_json": Problem(422, "The body is not JSON", "Send one JSON object; numbers are plain, never NaN."),
+    "invalid_field": Problem(422, "A field is missing or wrong", "Mend the field that `detail` names and send again."),
+    "amount_not_positive": Problem(422, "The amount is not above zero", "Send an amount above zero."),
+    "too_many_decimals": Problem(
+        422, "The amount is finer than the asset", "Use at most as many decimals as the asset has."
+    ),
+    "amount_too_large": Problem(422, "The amount is too large", "Send a smaller amount."),
+    "body_too_large": Problem(413, "The body is too large", "Send a smaller body."),
+    "header_too_large": Problem(431, "A header is too large", "Send a smaller header."),
+    "method_not_allowed": Problem(405, "This path has another method", "See the `Allow` header."),
+    "not_found": Problem(404, "There is nothing here", "Check the path against the API's documentation."),
+    "internal": Problem(500, "This is our fault", "Report it with the time; nothing you sent was lost."),
+    # runs
+    "run_not_found": Problem(404, "There is no such run", "List runs with GET /api/agent-runs."),
+    "run_finished": Problem(
+        409, "The run has ended", "Read it with GET /api/agent-status; start another run to go on."
+    ),
+    "run_busy": Problem(409, "Another tick holds the run", "Wait `retryAfter` seconds and tick again."),
+    "idempotency_conflict": Problem(409, "This Idempotency-Key began another run", "Use a new key for a new run."),
+    "no_signer": Problem(
+        503, "There is no key to pay with", "Make a wallet with `livery wallet new`, then tick again."
+    ),
+    "store_unavailable": Problem(503, "The store does not answer", "Check DATABASE_URL and the database; try again."),
+    "chain_unavailable": Problem(503, "The chain does not answer", "Check the RPC address; try again."),
+    # vendors
+    "bad_vendor_secret": Problem(
+        401, "The bearer secret is wrong", "Send `Authorization: Bearer <the vendor's secret>`."
+    ),
+    "unknown_vendor": Problem(404, "There is no such vendor", "Name a vendor served here in the x-vendor-id header."),
+    "job_not_found": Problem(404, "There is no such job", "Look jobs up with GET /jobs?key=<payment id>."),
+    "template_not_found": Problem(404, "There is no such quote", "Ask for a quote with POST /quote first."),
+    "unsupported_gpu": Problem(400, "The vendor has no such GPU", "See GET /offers."),
+    "no_capacity": Problem(503, "The vendor is full", "Nothing was charged. Try again later or elsewhere."),
+    "vendor_fault": Problem(500, "The vendor failed on purpose", "This fault was scripted; see docs/vendor-api.md."),
+    # the paid door
+    "payment_required": Problem(402, "This must be paid for", "Sign what PAYMENT-REQUIRED asks and send it again."),
+    "payment_invalid": Problem(402, "The payment was refused", "Nothing was charged. `detail` says why."),
+    "payment_malformed": Problem(400, "The payment header cannot be read", "Send base64 of an x402 v2 PaymentPayload."),
+    "payment_identifier_required": Problem(
+        400, "A payment identifier is required", "Add the payment-identifier extension."
+    ),
+    "payment_conflict": Problem(
+        409, "This payment already bought another request", "Sign a new payment for a new request."
+    ),
+    "settlement_pending": Problem(
+        202, "The settlement is not yet known", "Send the same request with the same payment again."
+    ),
+    "facilitator_unavailable": Problem(
+        503, "The facilitator does not answer", "Send the same payment again, never a new one."
+    ),
+    "refund_too_large": Problem(
+        409, "More than was paid cannot be refunded", "Refund at most what is left of the payment."
+    ),
+}
+
+# Why a run did not do a thing: values in its log, never HTTP errors.
+REFUSALS: dict[str, str] = {
+    "price_mismatch": "The 402 asked for more than 1 % above the quote.",
+    "wrong_asset": "The 402 asked for another asset than the run pays in.",
+    "wrong_network": "The 402 asked for another network than the run pays on.",
+    "wrong_pay_to": "The 402 named another payee than the vendor registered.",
+    "wrong_domain": "The 402 named another EIP-712 domain than the asset has.",
+    "unsupported_scheme": "The 402 offered no `exact` EIP-3009 payment.",
+    "unknown_quote_currency": "The quote was in another currency than the run's.",
+    "bad_timeout": "The 402 asked for a cheque that stays valid for too long.",
+    "over_payment_cap": "The price is above what one payment may cost.",
+    "over_run_cap": "The run has paid as much as one run may.",
+    "over_vendor_cap": "The vendor was paid today as much as one vendor may be.",
+    "over_day_cap": "The wallet has paid as much as it may in one day.",
+    "over_hourly_price": "The vendor's price per hour is above the run's maximum.",
+    "over_budget": "The quote is above what is left of the budget.",
+    "bad_quote": "The vendor's quote cannot be read or is not above zero.",
+    "bad_challenge": "The vendor's answer to an unpaid submission was not a readable 402.",
+    "vendor_unreachable": "The vendor did not answer.",
+    "vendor_refused": "The vendor refused the request.",
+    "payment_refused": "The vendor refused the payment; the chain proves that nothing was paid.",
+    "paid_not_served": "The payment settled, the vendor never started the job.",
+    "job_lost": "The vendor could not be reached for too long.",
+    "no_vendor_left": "Every vendor that could serve the run has failed in it.",
+    "attempts_exhausted": "As many jobs failed as the run may try.",
+    "deadline_passed": "The run's deadline has passed.",
+    "insufficient_budget": "What is left of the budget buys no hundredth of an hour.",
+    "bad_refund": "The vendor announced a refund that cannot be one.",
+    "planner_aborted": "The planner gave up.",
+    "cancelled": "The run was cancelled.",
+}
+
+
+def problem_document(code: str, detail: str, retry_after: int | None = None) -> ProblemDocument:
+    """Return the body of the error `code` (a key of PROBLEMS)."""
+    problem = PROBLEMS[code]
+    return ProblemDocument(
+        type=f"urn:livery:problem:{code}",
+        title=problem.title,
+        status=problem.status,
+        code=code,
+        detail=detail,
+        hint=problem.hint,
+        retry_after=retry_after,
+    )
