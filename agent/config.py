@@ -49,6 +49,11 @@ class AgentSettings(BaseSettings):
         description="A file that holds the keystore's password; used where none is set.",
         **_env("LIVERY_AGENT_KEYSTORE_PASSWORD_PATH"),
     )
+    mainnet_confirmed_path: Path = Field(
+        DATA_DIR / "mainnet-confirmed",
+        description="Made by `livery wallet show --network base`; without it nothing is paid on mainnet.",
+        **_env("LIVERY_AGENT_MAINNET_CONFIRMED_PATH"),
+    )
     network: Literal["base-sepolia", "base"] = Field(
         "base-sepolia",
         description="Where the wallet pays: its USDC is the one asset allowed.",

@@ -1,6 +1,7 @@
 """Joining the agent's parts from its settings. The only file that knows them all."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from agent.config import AgentSettings
@@ -15,6 +16,9 @@ from chain.rpc import Rpc
 from chain.token import TokenReader
 from outbound.http import HttpClient
 from wire.money import ASSETS, to_atomic
+
+if TYPE_CHECKING:
+    from eth_account.signers.base import BaseAccount
 
 
 def open_store(settings: AgentSettings) -> Store:
@@ -34,13 +38,17 @@ def open_store(settings: AgentSettings) -> Store:
 
 def open_wallet(settings: AgentSettings) -> Wallet | None:
     """Return the wallet, None where no key is configured. The key is read when it is first needed."""
-    if settings.private_key is not None:
-        key = settings.private_key.get_secret_value()
-        return EvmWallet(lambda: account_from_key(key))
-    keystore = settings.keystore_path.expanduser()
-    if not keystore.exists():
+    if settings.private_key is None and not settings.keystore_path.expanduser().exists():
         return None
-    return EvmWallet(lambda: account_from_keystore(keystore, keystore_password(settings)))
+    return EvmWallet(lambda: _account(settings))
+
+
+def _account(settings: AgentSettings) -> "BaseAccount":
+    if settings.network == "base" and not settings.mainnet_confirmed_path.expanduser().exists():
+        raise WalletError("mainnet was never confirmed: run `livery wallet show --network base` once")
+    if settings.private_key is not None:
+        return account_from_key(settings.private_key.get_secret_value())
+    return account_from_keystore(settings.keystore_path.expanduser(), keystore_password(settings))
 
 
 def keystore_password(settings: AgentSettings) -> str:

@@ -16,10 +16,6 @@ from cashier.core.reading import mismatch, read_cheque, requirements_for, taking
 from cashier.ports import Declined, Desk, HasCapacity, Pending, Settled, Start
 from wire.x402 import HeaderError, PaymentRequirements
 
-# How far behind the head a settlement by somebody else is looked for: nearly three hours of two-second
-# blocks, many times the life of a cheque, and one request to the most miserly RPC.
-LOOKBACK_BLOCKS = 5_000
-
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -92,7 +88,7 @@ async def _open(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity
         return answers.problem("no_capacity", "not charged: there is no room for one more")
     try:
         verdict = await desk.facilitator.verify(taking.payload, _asked(desk, taking))
-        opened = replace(taking, state="settling", from_block=max(0, await desk.chain.head() - LOOKBACK_BLOCKS))
+        opened = replace(taking, state="settling", from_block=max(0, await desk.chain.head() - desk.lookback_blocks))
         found = None if verdict.reason is None else await settlement_of(desk, opened)
     except (FacilitatorUnavailable, ChainUnavailable) as error:
         await desk.till.drop(taking, lease)

@@ -155,7 +155,9 @@ class Desk:
     Everything a use case works with.
 
     `senders` are the keys that refunds are paid from, by lower-case address. `lease_s` outlasts the slowest
-    settlement; a shorter one costs a second look at the chain, never a second payment.
+    settlement; a shorter one costs a second look at the chain, never a second payment. `lookback_blocks`
+    is how far behind the head a settlement by somebody else is looked for: nearly three hours of two-second
+    blocks, many times the life of a cheque, and one question to the most miserly RPC.
     """
 
     asset: Asset
@@ -165,6 +167,7 @@ class Desk:
     now_s: Callable[[], int]
     senders: Mapping[str, Sender] = field(default_factory=dict)
     lease_s: int = 90
+    lookback_blocks: int = 5_000
     receipt_timeout_s: float = 30.0
     locks: Locks = field(default_factory=Locks)
 

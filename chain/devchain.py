@@ -75,12 +75,96 @@ def find_anvil(settings: ChainSettings | None = None, project: Path = PROJECT) -
     raise AnvilMissing(f"The local chain needs anvil, which is not here: run `{command}`")
 
 
-class DevChain:
-    """A running anvil. `url` is its JSON-RPC address; leave it with `stop` or as a context manager."""
+class DevNode:
+    """An anvil on this machine, whoever started it: `url` is its JSON-RPC address."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes], complaints: IO[bytes]) -> None:
+    def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+
+    def rpc(self, method: str, *params: Any) -> Any:
+        """Return the result of one JSON-RPC call. Raises RpcRefused, DevChainError (it is gone)."""
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=CALL_S)
+        try:
+            connection.request("POST", "/", body, {"content-type": "application/json"})
+            reply = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise DevChainError(f"the local chain at {self.url} does not answer: {error}") from error
+        finally:
+            connection.close()
+        if "error" in reply:
+            raise RpcRefused(reply["error"]["code"], reply["error"]["message"])
+        return reply["result"]
+
+    def deploy(self, asset: Asset = BASE_SEPOLIA_USDC) -> str:
+        """Place the test USDC's code at `asset.address` and return that address; balances there stay as they are."""
+        self.rpc("anvil_setCode", asset.address, load_artifact("TestUSD").runtime)
+        return asset.address
+
+    def fund(self, address: str, ether_wei: int) -> None:
+        """Set the native balance of `address`."""
+        self.rpc("anvil_setBalance", address, hex(ether_wei))
+
+    def mint(self, address: str, value_atomic: int) -> str:
+        """Give `address` that much test USDC, on top of what it has; return the mined transaction."""
+        return self.transact(BASE_SEPOLIA_USDC.address, call_data("mint(address,uint256)", address, value_atomic))
+
+    def balance(self, address: str) -> int:
+        """Return the test USDC of `address`, atomic."""
+        call = {"to": BASE_SEPOLIA_USDC.address, "data": call_data("balanceOf(address)", address)}
+        return quantity(self.rpc("eth_call", call, "latest"))
+
+    def transact(self, contract: str, data: str) -> str:
+        """
+        Return a transaction of account 0 to `contract`, mined.
+
+        Raises:
+            RpcRefused: it would revert, and why; nothing was sent.
+        """
+        call = {"from": dev_account(0).address, "to": contract, "data": data}
+        self.rpc("eth_call", call, "latest")
+        transaction = str(self.rpc("eth_sendTransaction", call))
+        if quantity(self.receipt(transaction)["status"]) != 1:
+            raise DevChainError(f"the local chain did not execute {transaction}")
+        return transaction
+
+    def receipt(self, transaction: str) -> dict[str, Any]:
+        """Return the receipt of a sent transaction; a block is made for it where none comes by itself."""
+        if not self.rpc("anvil_getAutomine"):
+            self.mine()
+        # The block of a transaction is made just after its hash is answered.
+        deadline = time.monotonic() + CALL_S
+        while time.monotonic() < deadline:
+            receipt: dict[str, Any] | None = self.rpc("eth_getTransactionReceipt", transaction)
+            if receipt is not None:
+                return receipt
+            time.sleep(0.002)
+        raise DevChainError(f"the local chain did not mine {transaction}")
+
+    def mine(self, blocks: int = 1) -> None:
+        self.rpc("anvil_mine", hex(blocks))
+
+    def increase_time(self, seconds: int) -> None:
+        """Move the chain's clock ahead and make a block with the new time."""
+        self.rpc("evm_increaseTime", seconds)
+        self.mine()
+
+    def snapshot(self) -> str:
+        return str(self.rpc("evm_snapshot"))
+
+    def revert(self, snapshot: str) -> None:
+        """Bring everything back to `snapshot` (used up by this), and the chain's clock to the world's."""
+        if self.rpc("evm_revert", snapshot) is not True:
+            raise DevChainError(f"the local chain has no snapshot {snapshot}")
+        self.rpc("evm_setTime", int(time.time()))
+
+
+class DevChain(DevNode):
+    """An anvil of our own; leave it with `stop` or as a context manager."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes], complaints: IO[bytes]) -> None:
+        super().__init__(port)
         self.process = process
         self._complaints = complaints
         # Also when the interpreter ends without `stop`, so that no anvil outlives us.
@@ -129,73 +213,6 @@ class DevChain:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def rpc(self, method: str, *params: Any) -> Any:
-        """Return the result of one JSON-RPC call. Raises RpcRefused, DevChainError (it is gone)."""
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=CALL_S)
-        try:
-            connection.request("POST", "/", body, {"content-type": "application/json"})
-            reply = json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise DevChainError(f"the local chain at {self.url} does not answer: {error}") from error
-        finally:
-            connection.close()
-        if "error" in reply:
-            raise RpcRefused(reply["error"]["code"], reply["error"]["message"])
-        return reply["result"]
-
-    def deploy(self, asset: Asset = BASE_SEPOLIA_USDC) -> str:
-        """Place the test USDC's code at `asset.address` and return that address; balances there stay as they are."""
-        self.rpc("anvil_setCode", asset.address, load_artifact("TestUSD").runtime)
-        return asset.address
-
-    def fund(self, address: str, ether_wei: int) -> None:
-        """Set the native balance of `address`."""
-        self.rpc("anvil_setBalance", address, hex(ether_wei))
-
-    def mint(self, address: str, value_atomic: int) -> str:
-        """Give `address` that much test USDC, on top of what it has; return the mined transaction."""
-        return self.transact(BASE_SEPOLIA_USDC.address, call_data("mint(address,uint256)", address, value_atomic))
-
-    def balance(self, address: str) -> int:
-        """Return the test USDC of `address`, atomic."""
-        call = {"to": BASE_SEPOLIA_USDC.address, "data": call_data("balanceOf(address)", address)}
-        return quantity(self.rpc("eth_call", call, "latest"))
-
-    def transact(self, contract: str, data: str) -> str:
-        """
-        Return a transaction of account 0 to `contract`, mined; a block is made for it where none comes by itself.
-
-        Raises:
-            RpcRefused: it would revert, and why; nothing was sent.
-        """
-        call = {"from": dev_account(0).address, "to": contract, "data": data}
-        self.rpc("eth_call", call, "latest")
-        transaction = str(self.rpc("eth_sendTransaction", call))
-        if self.rpc("eth_getTransactionReceipt", transaction) is None:
-            self.mine()
-        receipt = self.rpc("eth_getTransactionReceipt", transaction)
-        if receipt is None or quantity(receipt["status"]) != 1:
-            raise DevChainError(f"the local chain did not execute {transaction}")
-        return transaction
-
-    def mine(self, blocks: int = 1) -> None:
-        self.rpc("anvil_mine", hex(blocks))
-
-    def increase_time(self, seconds: int) -> None:
-        """Move the chain's clock ahead and make a block with the new time."""
-        self.rpc("evm_increaseTime", seconds)
-        self.mine()
-
-    def snapshot(self) -> str:
-        return str(self.rpc("evm_snapshot"))
-
-    def revert(self, snapshot: str) -> None:
-        """Bring everything back to `snapshot` (used up by this), and the chain's clock to the world's."""
-        if self.rpc("evm_revert", snapshot) is not True:
-            raise DevChainError(f"the local chain has no snapshot {snapshot}")
-        self.rpc("evm_setTime", int(time.time()))
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_S

@@ -26,7 +26,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 def branch(name: str, help: str) -> typer.Typer:
     """Return a branch of the command tree that shows its help when called bare."""
-    return typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    return typer.Typer(
+        name=name, help=help, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+    )
 
 
 def fail(message: str, hint: str = "", code: str = "failed", *, as_json: bool = False) -> NoReturn:

@@ -55,7 +55,9 @@ def start(
     model: Annotated[str | None, typer.Option(help="The model to work on.")] = None,
     dataset: Annotated[str | None, typer.Option(help="The dataset to work with.")] = None,
     max_price: Annotated[str | None, typer.Option("--max-price", help="The most to pay per hour, in USDC.")] = None,
-    deadline: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When to give up (RFC 3339).")] = None,
+    deadline: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When to give up (RFC 3339).")
+    ] = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same key starts one run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and quote; store, sign and pay nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Tick and watch it until it ends.")] = False,
@@ -108,7 +110,9 @@ def start(
             elif as_json:
                 print_json(started)
             else:
-                out.print(f"[bold]{started.id}[/]  {started.budget_total} {started.currency}  watch it: livery run watch {started.id}")
+                out.print(
+                    f"[bold]{started.id}[/]  {started.budget_total} {started.currency}  watch it: livery run watch {started.id}"
+                )
             return started.id
 
     run(begin(), as_json=as_json)
@@ -183,7 +187,10 @@ def list_runs(
             return await client.runs(state_wanted, cursor)
 
     page = run(read(), as_json=as_json)
-    rows = [(one.id, one.status, one.phase, f"{one.budget_spent}/{one.budget_total} {one.currency}", one.goal[:50]) for one in page.runs]
+    rows = [
+        (one.id, one.status, one.phase, f"{one.budget_spent}/{one.budget_total} {one.currency}", one.goal[:50])
+        for one in page.runs
+    ]
     show(page, lambda: table(("run", "state", "phase", "spent", "goal"), rows), as_json=as_json)
     if page.cursor and not as_json:
         err.print(f"more: livery run list --cursor {page.cursor}")
@@ -198,7 +205,11 @@ def cancel(run_id: RunId, url: Url = None, local: Local = False, as_json: Json =
             return await client.cancel(run_id)
 
     asked = run(ask(), as_json=as_json)
-    show(asked, lambda: f"{asked.id} is to be cancelled; carry it out with `livery run watch {asked.id}`", as_json=as_json)
+    show(
+        asked,
+        lambda: f"{asked.id} is to be cancelled; carry it out with `livery run watch {asked.id}`",
+        as_json=as_json,
+    )
 
 
 @app.command("replay")
@@ -225,7 +236,11 @@ def replay(run_id: RunId, as_json: Json = False) -> None:
         "sameStatus": stored.status == again.run.status,
     }
     honest = again.broken_at is None and not again.differences and report["sameBudget"] and report["sameStatus"]
-    show(report, lambda: f"{report['entries']} entries, {'all repeat' if honest else 'they do not repeat'}: {report}", as_json=as_json)
+    show(
+        report,
+        lambda: f"{report['entries']} entries, {'all repeat' if honest else 'they do not repeat'}: {report}",
+        as_json=as_json,
+    )
     if not honest:
         raise typer.Exit(1)
 
@@ -288,7 +303,9 @@ async def _preview(request: StartRequest, as_json: bool) -> None:
     elif action is None or seen.job is None:
         out.print(f"[bold]{action.action if action else 'nothing'}[/]  {action.reason if action else ''}")
     else:
-        out.print(f"[bold]{action.action}[/] at {action.vendor_id} for {action.max_hours} h: {price} {asset.symbol}  ({action.reason})")
+        out.print(
+            f"[bold]{action.action}[/] at {action.vendor_id} for {action.max_hours} h: {price} {asset.symbol}  ({action.reason})"
+        )
     if seen.refusal:
         fail(str(seen.refusal), "Nothing was stored, signed or paid.", seen.refusal.code)
 
@@ -304,4 +321,8 @@ async def _sweep(as_json: bool) -> None:
     finally:
         await agent.store.close()
     rows = [(one.run_id, one.message) for one in swept]
-    show([{"runId": run_id, "message": message} for run_id, message in rows], lambda: table(("run", "tick"), rows), as_json=as_json)
+    show(
+        [{"runId": run_id, "message": message} for run_id, message in rows],
+        lambda: table(("run", "tick"), rows),
+        as_json=as_json,
+    )

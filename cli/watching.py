@@ -67,7 +67,9 @@ def _reason(run: RunDocument) -> str:
 
 
 def _jobs(run: RunDocument, jobs: tuple[JobDocument, ...]) -> Table:
-    made = Table("vendor", "state", "progress", "", "price", "cost", "why", box=None, header_style="bold", pad_edge=False)
+    made = Table(
+        "vendor", "state", "progress", "", "price", "cost", "why", box=None, header_style="bold", pad_edge=False
+    )
     for job in reversed(jobs):
         made.add_row(
             job.vendor_id,
@@ -88,7 +90,9 @@ def _metrics(metrics: dict[str, Decimal] | None) -> str:
 def _payments(payments: tuple[PaymentDocument, ...]) -> Table:
     made = Table("paid to", "amount", "state", "transaction", "refund", box=None, header_style="bold", pad_edge=False)
     for payment in reversed(payments):
-        refund = f"{payment.refunded} {payment.currency} in {short(payment.refund_tx_id)}" if payment.refund_tx_id else ""
+        refund = (
+            f"{payment.refunded} {payment.currency} in {short(payment.refund_tx_id)}" if payment.refund_tx_id else ""
+        )
         made.add_row(
             payment.vendor_id,
             f"{payment.amount} {payment.currency}",
@@ -103,6 +107,8 @@ def _lines(observations: tuple[ObservationDocument, ...]) -> Table:
     made = Table.grid(padding=(0, 1))
     for line in reversed(observations[:LINES_MAX]):
         made.add_row(
-            Text(f"{line.timestamp:%H:%M:%S}", style="dim"), Text(line.type, style="dim"), Text(line.content, overflow="ellipsis")
+            Text(f"{line.timestamp:%H:%M:%S}", style="dim"),
+            Text(line.type, style="dim"),
+            Text(line.content, overflow="ellipsis"),
         )
     return made

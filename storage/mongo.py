@@ -7,7 +7,7 @@ so each loop has its own, made at its first use and closed when the loop ends.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from pymongo.errors import (
     PyMongoError,
     WriteError,
 )
+from pymongo.monitoring import CommandListener
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -94,11 +95,17 @@ def translated() -> Iterator[None]:
 
 
 class Mongo:
-    """The database `database` of the deployment at `url`. Making one does no I/O; ValueError for what is no URL."""
+    """
+    The database `database` of the deployment at `url`; `listeners` hear every command.
 
-    def __init__(self, url: str, database: str) -> None:
+    Making one does no I/O. ValueError for what is no URL.
+    """
+
+    def __init__(self, url: str, database: str, *, listeners: Sequence[CommandListener] = ()) -> None:
         said = {name.lower() for name, _ in parse_qsl(urlsplit(url).query)}
-        self._options = {name: value for name, value in _OPTIONS.items() if name.lower() not in said}
+        self._options: dict[str, Any] = {"tz_aware": True, "event_listeners": list(listeners)} | {
+            name: value for name, value in _OPTIONS.items() if name.lower() not in said
+        }
         self._url = url
         self._name = database
         self._guard = threading.Lock()
@@ -173,7 +180,7 @@ class Mongo:
             keeper = self._keepers.get(loop)
             if keeper is None:
                 self._keepers = {loop: keeper for loop, keeper in self._keepers.items() if not loop.is_closed()}
-                keeper = self._keepers[loop] = _Keeper(AsyncMongoClient(self._url, tz_aware=True, **self._options))
+                keeper = self._keepers[loop] = _Keeper(AsyncMongoClient(self._url, **self._options))
         await keeper.attach()
         return keeper.client
 

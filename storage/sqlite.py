@@ -27,6 +27,7 @@ ResultT = TypeVar("ResultT")
 Work = Callable[[sqlite3.Connection], ResultT]
 
 BUSY_TIMEOUT_S = 10.0
+_CREATING = threading.Lock()
 READERS = 4
 
 # The time of the one clock that all processes on a file share, as RFC 3339 of a fixed width:
@@ -197,8 +198,7 @@ class Sqlite:
     def _connect(self) -> sqlite3.Connection:
         with translated(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Made before SQLite makes it: what is inside, signed payments too, is the owner's alone.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            _create(self.path)
             connection = sqlite3.connect(
                 self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
             )
@@ -221,6 +221,18 @@ class Sqlite:
                 if "locked" not in str(error) or time.monotonic() > deadline_s:
                     raise
                 time.sleep(0.02)
+
+
+def _create(path: Path) -> None:
+    """
+    Make the file if there is none, for its owner's eyes alone: it will hold signed payments.
+
+    A file that is there is never opened here. POSIX drops every lock a process has on a file when it closes any
+    descriptor of it; other processes would then take the database for unused and clear its log away under us.
+    Source: sqlite.org/howtocorrupt.html, section 2.2.
+    """
+    with _CREATING, suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

@@ -94,3 +94,30 @@ class VendorMockSettings(BaseSettings):
         """Return where jobs and payments are kept."""
         home = self.data_home or Path.home() / ".local" / "share"
         return self.database or home / "livery" / "vendor-mock.db"
+
+
+class FacilitatorSettings(BaseSettings):
+    """The local x402 facilitator's settings."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True)
+
+    private_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LIVERY_FACILITATOR_PRIVATE_KEY"),
+        description="The key whose account pays the gas of settlements. Unset: a test account of a local chain.",
+    )
+    rpc_url: str = Field(
+        "http://localhost:8545",
+        validation_alias=AliasChoices("LIVERY_FACILITATOR_RPC_URL"),
+        description="JSON-RPC address of the chain.",
+    )
+    host: str = Field(
+        "127.0.0.1", validation_alias=AliasChoices("LIVERY_FACILITATOR_HOST"), description="Address to listen at."
+    )
+    port: int = Field(
+        4021,
+        ge=0,
+        le=65_535,
+        validation_alias=AliasChoices("LIVERY_FACILITATOR_PORT"),
+        description="Port to listen at; a taken default is replaced by a free one.",
+    )

@@ -63,15 +63,13 @@ def loads(text: str | bytes) -> Any:
     unicode = text if isinstance(text, str) else text.decode("utf-8")
     _refuse_depth(unicode)
     value = json.loads(unicode, parse_float=_number, parse_int=_integer, parse_constant=_refuse_constant)
-    for _ in _levels(value, DEPTH_MAX):
+    for _ in _levels(value):
         pass
     return value
 
 
 def _refuse_depth(text: str) -> None:
     """Refuse deep nesting before the parser recurses: with a raised recursion limit it would end the process."""
-    if text.count("[") + text.count("{") <= DEPTH_MAX:
-        return
     depth = 0
     for found in _STRING_OR_BRACKET.finditer(text):
         depth += _DEPTH_STEP.get(found[0], 0)
@@ -79,15 +77,15 @@ def _refuse_depth(text: str) -> None:
             raise ValueError("nested too deeply")
 
 
-def _levels(value: Any, depth_max: int) -> Iterator[list[Any]]:
+def _levels(value: Any) -> Iterator[list[Any]]:
     """
     Yield what `value` holds, itself first, then level by level.
 
     Raises:
-        ValueError: more than `depth_max` levels, or half of a surrogate pair in a string.
+        ValueError: more than DEPTH_MAX_WRITTEN levels, or half of a surrogate pair in a string.
     """
     level = [value]
-    for _ in range(depth_max):
+    for _ in range(DEPTH_MAX_WRITTEN):
         yield level
         level = [child for parent in level for child in _children(parent)]
         if not level:
@@ -111,7 +109,7 @@ def dumps(value: Any, *, sort_keys: bool = False) -> bytes:
         TypeError: `value` holds something without a form here, NaN or an integer beyond 64 bits among them.
         ValueError: nested too deeply, or a string that is not Unicode.
     """
-    for level in _levels(value, DEPTH_MAX_WRITTEN):
+    for level in _levels(value):
         if any(isinstance(item, float) and not math.isfinite(item) for item in level):
             raise TypeError("NaN and Infinity are not JSON")
     return orjson.dumps(value, default=_encode, option=orjson.OPT_UTC_Z | (orjson.OPT_SORT_KEYS if sort_keys else 0))

@@ -97,7 +97,7 @@ def to_atomic_up(value: Decimal, asset: Asset) -> int:
 def to_decimal(atomic: int, asset: Asset) -> Decimal:
     """Return `atomic` units as the shortest plain decimal: 1_400_000 USDC -> Decimal("1.4"), never 1.4E+0."""
     value = Decimal(atomic).scaleb(-asset.decimals, _EXACT).normalize(_EXACT)
-    return value.quantize(Decimal(1), context=_EXACT) if value == value.to_integral_value() else value
+    return Decimal(int(value)) if value == int(value) else value
 
 
 def price_atomic(per_hour_atomic: int, hours: Decimal) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent.core import ledger
+from agent.core.errors import IllegalMove
 from agent.core.events import (
     AttemptFailed,
     Decided,
@@ -28,7 +29,7 @@ from agent.core.events import (
     SubmissionUnanswered,
 )
 from agent.core.model import Job, Payment, RefundClaim, Run
-from agent.core.states import JOB_MOVES, PAYMENT_MOVES, RUN_MOVES, move
+from agent.core.states import JOB_MOVES, OPEN_PAYMENTS, PAYMENT_MOVES, RUN_MOVES, move
 
 
 def apply(run: Run, event: Event) -> Run:
@@ -36,7 +37,7 @@ def apply(run: Run, event: Event) -> Run:
     Return `run` after `event`.
 
     Raises:
-        IllegalMove: the state tables have no such move.
+        IllegalMove: the state tables have no such move, or a run would end with an open payment.
         AssertionError: the budget would not balance.
     """
     return replace(_RULES[type(event)](run, event), updated_at=event.at)
@@ -138,6 +139,9 @@ def _refund_settled(run: Run, event: RefundSettled) -> Run:
 
 
 def _run_ended(run: Run, event: RunEnded) -> Run:
+    for payment in run.payments:
+        if payment.status in OPEN_PAYMENTS:
+            raise IllegalMove(f"a run does not end while {payment.payment_id} is open")
     status = move(RUN_MOVES, run.status, event.status)
     return replace(run, status=status, phase="done", reason=event.reason, completed_at=event.at)
 

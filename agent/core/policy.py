@@ -2,6 +2,7 @@
 What may be paid, to whom, for what: checked before anything is reserved or signed. Refusals are values.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,9 @@ OVERPRICE_PERCENT_MAX = 1
 
 # A cheque is out of our hands until it lapses: none is signed that lives longer.
 CHEQUE_S_MAX = 600
+
+# What a cheque can be made out to: `0X` and shorter words compare equal to a payee and cannot be signed for.
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,9 @@ _Term = Callable[[SpendingPolicy, Vendor, int, PaymentRequirements], bool]
 _TERMS: Mapping[str, _Term] = {
     "wrong_network": lambda policy, vendor, quote, ask: ask.network == policy.asset.network,
     "wrong_asset": lambda policy, vendor, quote, ask: ask.asset.lower() == policy.asset.address.lower(),
-    "wrong_pay_to": lambda policy, vendor, quote, ask: ask.pay_to.lower() == vendor.pay_to.lower(),
+    "wrong_pay_to": lambda policy, vendor, quote, ask: (
+        _ADDRESS.fullmatch(ask.pay_to) is not None and ask.pay_to.lower() == vendor.pay_to.lower()
+    ),
     "wrong_domain": lambda policy, vendor, quote, ask: (
         (ask.extra.get("name"), ask.extra.get("version")) == (policy.asset.name, policy.asset.version)
     ),

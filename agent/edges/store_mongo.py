@@ -150,6 +150,10 @@ class MongoStore:
         await self._run(lambda database: database.runs.update_one(condition, change))
         return await self.read_run(known)
 
+    async def is_refund_taken(self, key: str) -> bool:
+        """See `Store.is_refund_taken`."""
+        return await self._run(lambda database: database.refunds.find_one({"_id": key})) is not None
+
     async def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
         """See `Store.put_vendor`. A vendor that is replaced keeps its place in the order."""
         return await self._run(lambda database: documents.put_vendor(database, vendor, replace))

@@ -106,6 +106,11 @@ class SqliteStore:
         """See `Store.request_cancel`. A run that has ended is returned as it is."""
         return await self._write(lambda connection: _request_cancel(connection, _known(run_id)))
 
+    async def is_refund_taken(self, key: str) -> bool:
+        """See `Store.is_refund_taken`."""
+        query = "SELECT 1 FROM refunds WHERE id = ?"
+        return await self._read(lambda connection: connection.execute(query, (key,)).fetchone() is not None)
+
     async def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
         """See `Store.put_vendor`. A vendor that is replaced keeps its place in the order."""
         conflict = "DO UPDATE SET document = excluded.document" if replace else "DO NOTHING"

@@ -81,14 +81,25 @@ def create_keystore(path: Path, password: str) -> str:
     from eth_account import Account
 
     account = Account.create()
+    write_secret(path, json.dumps(Account.encrypt(account.key, password)))
+    return str(account.address)
+
+
+def write_secret(path: Path, secret: str) -> str:
+    """
+    Write `secret` to a new file that its owner alone can read (mode 0600), and return it.
+
+    Raises:
+        WalletError: there is a file already; a secret is never overwritten.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise WalletError(f"there is a keystore at {path} already; it is never overwritten") from None
+        raise WalletError(f"there is a file at {path} already; it is never overwritten") from None
     with os.fdopen(descriptor, "w") as file:
-        json.dump(Account.encrypt(account.key, password), file)
-    return str(account.address)
+        file.write(secret)
+    return secret
 
 
 def keystore_address(path: Path) -> str | None:

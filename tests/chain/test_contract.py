@@ -25,7 +25,7 @@ def test_the_committed_artifact_is_what_the_source_compiles_to() -> None:
 def test_deploying_the_bytecode_leaves_the_runtime_code(chain: DevChain) -> None:
     artifact = load_artifact("TestUSD")
     sent = chain.rpc("eth_sendTransaction", {"from": dev_account(0).address, "data": artifact.bytecode})
-    address = chain.rpc("eth_getTransactionReceipt", sent)["contractAddress"]
+    address = chain.receipt(sent)["contractAddress"]
     assert chain.rpc("eth_getCode", address, "latest") == artifact.runtime
 
 
@@ -126,7 +126,7 @@ def test_an_allowance_bounds_what_another_may_take(chain: DevChain, payer: DevAc
     token = Web3().eth.contract(address=USDC, abi=load_artifact("TestUSD").abi)
     taker = dev_account(0).address
     approve = {"from": payer.address, "to": USDC, "data": token.encode_abi("approve", args=[taker, 10])}
-    chain.rpc("eth_sendTransaction", approve)
+    chain.receipt(chain.rpc("eth_sendTransaction", approve))
     chain.transact(USDC, token.encode_abi("transferFrom", args=[payer.address, seller.address, 7]))
     with pytest.raises(RpcRefused, match="exceeds allowance"):
         chain.transact(USDC, token.encode_abi("transferFrom", args=[payer.address, seller.address, 4]))

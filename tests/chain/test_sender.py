@@ -59,6 +59,7 @@ async def test_of_two_transfers_under_one_account_nonce_the_second_can_never_be_
     nonce = await sender.account_nonce()
     first, second = await sender.prepare(payer.address, 1, nonce), await sender.prepare(payer.address, 2, nonce)
     await sender.broadcast(first)
+    await sender.await_receipt(first.transaction, timeout_s=10)
     with pytest.raises(NonceTaken):
         await sender.broadcast(second)
     assert await reader.balance(seller.address) == 999

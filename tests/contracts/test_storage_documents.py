@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import bson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.errors import Bug
@@ -76,6 +76,7 @@ def through_bson(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("through", [through_json, through_bson])
+@settings(max_examples=30)
 @given(run=of(Run))
 def test_a_run_is_what_it_was_after_any_storage(through: Any, run: Run) -> None:
     document = through(encode(run)) | {
@@ -87,6 +88,7 @@ def test_a_run_is_what_it_was_after_any_storage(through: Any, run: Run) -> None:
 
 
 @pytest.mark.parametrize("through", [through_json, through_bson])
+@settings(max_examples=30)
 @given(model=of(Entry) | of(Vendor))
 def test_entries_and_vendors_are_what_they_were_after_any_storage(through: Any, model: Entry | Vendor) -> None:
     assert decode(type(model), through(encode(model))) == model

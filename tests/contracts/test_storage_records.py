@@ -80,6 +80,14 @@ async def test_a_refund_is_counted_once_over_all_runs(store: Store) -> None:
     assert await store.save(other_token, changed, entries_of(other, [1]), refunds=["0xbb:0", "0xcc:0"]) is None
 
 
+async def test_a_counted_refund_is_known_to_be_taken_by_every_run(store: Store) -> None:
+    run, token = await claimed_run(store)
+    assert not await store.is_refund_taken("0xaa:0")
+    assert await store.save(token, run, refunds=["0xaa:0"]) is None
+    assert await store.is_refund_taken("0xaa:0")
+    assert not await store.is_refund_taken("0xaa:1")
+
+
 @with_one_store
 @given(ages_s=st.lists(st.integers(0, 3), max_size=5), limit=st.integers(1, 4))
 async def test_pages_hold_every_run_once_and_the_newest_first(store: Store, ages_s: list[int], limit: int) -> None:

@@ -81,15 +81,12 @@ class Commits(monitoring.CommandListener):
     def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
 
 
-async def test_a_durable_commit_waits_for_the_journals_of_a_majority(
-    mongo_place: MongoPlace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_durable_commit_waits_for_the_journals_of_a_majority(mongo_place: MongoPlace) -> None:
     async def insert(database: Database, session: Session) -> None:
         await database.lines.insert_one({"line": "first"}, session=session)
 
     commits = Commits()
-    monkeypatch.setattr(monitoring._LISTENERS, "command_listeners", [commits])
-    mongo = Mongo(mongo_place.url, mongo_place.database)
+    mongo = Mongo(mongo_place.url, mongo_place.database, listeners=[commits])
     for durable in (False, True):
         await mongo.transaction(insert, durable=durable)
     assert commits.concerns == [{"w": "majority"}, {"w": "majority", "j": True}]

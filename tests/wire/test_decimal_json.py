@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,10 +18,15 @@ LIMITS = "a number has at most 100 digits and an exponent within 400"
 numbers = st.integers(-(2**63) + 1, 2**63 - 1) | st.decimals(allow_nan=False, allow_infinity=False, places=6)
 scalars = st.none() | st.booleans() | numbers | st.text(st.characters(exclude_categories=["Cs"]))
 documents = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3)
+    ),
 )
 
 
+@settings(max_examples=50)
 @given(documents)
 def test_what_is_written_is_read_again(document: Any) -> None:
     assert loads(dumps(document)) == document
@@ -85,7 +90,8 @@ def test_integers_of_64_bits_are_integers_and_every_other_number_is_a_decimal(te
         ("1" + "0" * 100_000, LIMITS),
         ("[" * 100_000, "nested too deeply"),
         ("[" * (DEPTH_MAX + 1) + "]" * (DEPTH_MAX + 1), "nested too deeply"),
-        ('{"a":' * DEPTH_MAX + "1" + "}" * DEPTH_MAX, "nested too deeply"),
+        ('{"a":' * (DEPTH_MAX + 1) + "1" + "}" * (DEPTH_MAX + 1), "nested too deeply"),
+        ('[],[]{"a":[]},' + "[" * (DEPTH_MAX + 1), "nested too deeply"),
         ('"\\ud800"', "surrogates not allowed"),
         ('{"\\udfff": 1}', "surrogates not allowed"),
         ('[{"a": ["\\ud800x"]}]', "surrogates not allowed"),
@@ -105,7 +111,7 @@ def test_what_is_not_json_is_a_value_error_that_says_why(text: str | bytes, reas
 
 def test_nesting_is_read_down_to_its_limit_and_may_be_written_inside_another_document() -> None:
     deepest = loads("[" * DEPTH_MAX + "]" * DEPTH_MAX)
-    assert loads('{"a":' * (DEPTH_MAX - 1) + "1" + "}" * (DEPTH_MAX - 1)) is not None
+    assert loads('{"a":' * DEPTH_MAX + "1" + "}" * DEPTH_MAX) is not None
     assert dumps({"job": {"params": deepest}}).startswith(b'{"job":{"params":[[')
     assert DEPTH_MAX == 64
 

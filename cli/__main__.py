@@ -1,0 +1,5 @@
+"""`python -m cli` is `livery`."""
+
+from cli.app import main
+
+main()

@@ -1,0 +1,44 @@
+"""The command `livery`: the whole tree, one branch a module."""
+
+from typing import Annotated
+
+import typer
+
+from cli import bench, chain, db, demo, run, seed, serve, vendors, wallet
+from livery import __version__
+
+app = typer.Typer(
+    name="livery",
+    help="Livery rents GPUs on your behalf, pays per job over x402, and keeps its books straight.",
+    epilog='Try: livery demo   ·   livery up   ·   livery run start "Fine-tune tiny-llm" --budget 5 --watch',
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def livery(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"livery {__version__}")
+        raise typer.Exit
+
+
+app.command("demo")(demo.demo)
+app.command("up")(serve.up)
+app.command("serve")(serve.serve)
+app.command("vendor-mock")(serve.vendor_mock)
+app.command("facilitator")(serve.facilitator)
+# The names that the systems before had for them.
+app.command("control-plane", hidden=True)(serve.serve)
+app.command("mock-vendor", hidden=True)(serve.vendor_mock)
+for branch in (run.app, vendors.app, wallet.app, chain.app, db.app, seed.app):
+    app.add_typer(branch)
+app.command("bench")(bench.bench)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

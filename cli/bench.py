@@ -1,0 +1,24 @@
+"""`livery bench NAME`: benchmarks, which live in a checkout and not in the installed program."""
+
+import importlib
+import importlib.util
+from typing import Annotated
+
+import typer
+
+from cli.console import fail
+
+BENCHES = {"import": "bench.import_time"}
+
+
+def bench(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")]) -> None:
+    """
+    Measure something and print one table and one JSON document.
+
+    Example: livery bench import
+    """
+    if name not in BENCHES:
+        raise typer.BadParameter(f"there is no benchmark {name}; there is {', '.join(BENCHES)}")
+    if importlib.util.find_spec("bench") is None:
+        fail("benchmarks need a checkout of Livery; the installed program does not hold them")
+    importlib.import_module(BENCHES[name]).main()

@@ -1,0 +1,120 @@
+"""
+The world of a developer as processes of their own: control plane, vendors, facilitator, and the chain.
+
+Each gets a socket that is bound already, so no port is raced for; its log goes to a file beside the others.
+"""
+
+import logging
+import multiprocessing
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from agent.config import AgentSettings
+from inbound.logs import configure_logs
+from inbound.serve import bound_socket, serve
+from vendor_mock.catalogue import VendorPlan
+from vendor_mock.config import VendorMockSettings
+
+READY_S = 30.0
+STOP_S = 10.0
+
+
+class NotReady(Exception):
+    """A process did not come up; the message ends with what it said last."""
+
+
+def control_plane(server: socket.socket, settings: AgentSettings) -> None:
+    from agent.wiring import open_agent
+    from api.app import create_app
+
+    serve(create_app(lambda: open_agent(settings)), server, name="control plane", drain_s=5)
+
+
+def vendors(server: socket.socket, settings: VendorMockSettings, plans: tuple[VendorPlan, ...] | None) -> None:
+    from vendor_mock.app import create_app
+
+    serve(create_app(settings, plans=plans), server, name="vendor mock", drain_s=2)
+
+
+def facilitator(server: socket.socket, rpc_url: str, private_key: str, network: str) -> None:
+    from vendor_mock.facilitator import create_facilitator
+
+    serve(create_facilitator(rpc_url, private_key, network), server, name="facilitator", drain_s=2)
+
+
+def _main(serve_it: Callable[..., None], server: socket.socket, log: Path, arguments: tuple[Any, ...]) -> None:
+    with log.open("a", buffering=1) as stream:
+        sys.stderr = sys.stdout = stream
+        configure_logs(logging.INFO)
+        serve_it(server, *arguments)
+
+
+@dataclass
+class Processes:
+    """Processes that end with this context, the last one started first. Logs are `folder/<name>.log`."""
+
+    folder: Path
+    _running: list[tuple[str, BaseProcess]] = field(default_factory=list)
+
+    def start(
+        self, serve_it: Callable[..., None], name: str, host: str, port: int, *arguments: Any, chosen: bool = False
+    ) -> str:
+        """
+        Start `serve_it` on a socket of its own; return its URL (any free port where `port` is taken and not `chosen`).
+
+        It is not ready yet: `wait_until_ready`.
+        """
+        server = bound_socket(host, port, chosen=chosen)
+        number = server.getsockname()[1]
+        # A fresh interpreter: a fork would inherit threads, loops and connections.
+        process = multiprocessing.get_context("spawn").Process(
+            target=_main, args=(serve_it, server, self.folder / f"{name}.log", arguments), name=name, daemon=True
+        )
+        process.start()
+        server.close()
+        self._running.append((name, process))
+        return f"http://{host}:{number}"
+
+    def wait_until_ready(self, *urls: str) -> None:
+        """Return when every address answers /health. Raises NotReady when a process died or READY_S passed."""
+        deadline = time.monotonic() + READY_S
+        for url in urls:
+            while not _answers(url):
+                dead = next((name for name, process in self._running if not process.is_alive()), None)
+                if dead is not None or time.monotonic() > deadline:
+                    raise NotReady(f"{dead or url} did not come up: {self.last_words(dead)}")
+                time.sleep(0.05)
+
+    def last_words(self, name: str | None) -> str:
+        """Return the end of a process's log."""
+        log = self.folder / f"{name}.log"
+        return log.read_text()[-1_500:].strip() if log.exists() else "it said nothing"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _, process in reversed(self._running):
+            process.terminate()
+        for _, process in reversed(self._running):
+            process.join(STOP_S)
+            if process.is_alive():
+                process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False

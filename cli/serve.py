@@ -1,0 +1,184 @@
+"""`livery up`, `serve`, `vendor-mock`, `facilitator`: the servers."""
+
+import secrets
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr, ValidationError
+
+from cli.console import err, fail, out, table
+
+Host = Annotated[str | None, typer.Option("--host", help="The address to bind.")]
+Port = Annotated[int | None, typer.Option("--port", min=0, max=65_535, help="The port to bind.")]
+
+
+def serve(host: Host = None, port: Port = None) -> None:
+    """
+    Serve the control plane (HTTP API) until Ctrl-C or SIGTERM.
+
+    Example: livery serve --port 3000
+    """
+    from api.app import create_app
+    from api.config import ApiSettings
+    from inbound.serve import is_loopback
+
+    settings = ApiSettings()
+    host = host or settings.host
+    if not is_loopback(host):
+        fail(
+            f"the control plane does not bind {host}: it has no API keys yet, and it holds a wallet",
+            "Bind 127.0.0.1, and reach it through an SSH tunnel or a proxy that authenticates.",
+        )
+    _serve(
+        create_app(), host, port, settings.port, "port" in settings.model_fields_set, "control plane", settings.drain_s
+    )
+
+
+def vendor_mock(host: Host = None, port: Port = None) -> None:
+    """
+    Serve GPU vendors that are not real, for developers. Needs GPU_VENDOR_SECRET.
+
+    Example: GPU_VENDOR_SECRET=s livery vendor-mock --port 4001
+    """
+    from vendor_mock.app import create_app
+    from vendor_mock.catalogue import SetupError
+    from vendor_mock.config import VendorMockSettings
+
+    try:
+        settings = VendorMockSettings()
+        app = create_app(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "missing":
+            fail(
+                "GPU_VENDOR_SECRET is not set",
+                "It is the bearer secret that buyers must send: export GPU_VENDOR_SECRET=…",
+            )
+        fail(f"{first['loc'][0]}: {first['msg']}")
+    except SetupError as error:
+        fail(str(error))
+    _serve(app, host or settings.host, port, settings.port, settings.port_is_chosen, "vendor mock", 3)
+
+
+def facilitator(host: Host = None, port: Port = None) -> None:
+    """Serve the official x402 facilitator over a local chain, for developers."""
+    from chain.devchain import dev_account
+    from vendor_mock.config import FacilitatorSettings
+    from vendor_mock.facilitator import create_facilitator
+    from wire.money import BASE_SEPOLIA_USDC
+
+    settings = FacilitatorSettings()
+    key = settings.private_key.get_secret_value() if settings.private_key else dev_account(9).key
+    app = create_facilitator(settings.rpc_url, key, BASE_SEPOLIA_USDC.network)
+    _serve(app, host or settings.host, port, settings.port, "port" in settings.model_fields_set, "facilitator", 3)
+
+
+def _serve(app: Any, host: str, port: int | None, default: int, default_chosen: bool, name: str, drain_s: int) -> None:
+    from inbound import serve as serving
+    from inbound.logs import configure_logs
+
+    configure_logs()
+    wanted, chosen = (default, default_chosen) if port is None else (port, True)
+    try:
+        server = serving.bound_socket(host, wanted, chosen=chosen)
+    except serving.CannotServe as error:
+        fail(str(error))
+    bound = server.getsockname()[1]
+    if bound != wanted and wanted:
+        err.print(f"port {wanted} is taken, {name} is at {bound}")
+    err.print(f"{name}: http://{host}:{bound}")
+    serving.serve(app, server, name=name, drain_s=drain_s)
+
+
+def up(
+    folder: Annotated[Path, typer.Option("--data", help="Where the books, the wallet and the logs are kept.")] = Path(
+        "~/.livery"
+    ),
+) -> None:
+    """
+    Run everything a developer needs until Ctrl-C: chain, facilitator, vendors, control plane, a funded wallet.
+
+    Example: livery up   and, in another terminal,   livery run start "Fine-tune tiny-llm" --budget 5 --watch
+    """
+    from chain.errors import ChainError
+    from cli.processes import NotReady
+    from inbound.serve import CannotServe
+
+    try:
+        _up(folder.expanduser())
+    except (ChainError, NotReady, CannotServe) as error:
+        fail(str(error))
+
+
+def _up(folder: Path) -> None:
+    from agent.config import AgentSettings
+    from agent.edges.wallet_evm import keystore_address
+    from agent.wiring import open_agent
+    from chain.devchain import DevChain, dev_account
+    from cli import processes
+    from cli.console import run
+    from cli.wallet import make_wallet
+    from inbound.serve import bound_socket
+    from seeds.vendors import seed_vendors
+    from vendor_mock.config import VendorMockSettings
+    from wire.money import BASE_SEPOLIA_USDC
+
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = bound_socket("127.0.0.1", 8545, chosen=False)
+    chain_port = probe.getsockname()[1]
+    probe.close()
+    secret = secrets.token_urlsafe(16)
+    with DevChain.start(chain_port, 1) as chain, processes.Processes(folder) as children:
+        settings = AgentSettings(
+            database_url=SecretStr(f"sqlite:///{folder / 'livery.db'}"),
+            keystore_path=folder / "wallet.json",
+            keystore_password_path=folder / "wallet.password",
+            rpc_url=chain.url,
+            vendor_secrets=SecretStr(secret),
+            network="base-sepolia",
+            private_key=None,
+        )
+        address = keystore_address(settings.keystore_path) or make_wallet(settings)
+        chain.mint(address, 100 * 10**6)
+        paid_by = children.start(
+            processes.facilitator,
+            "facilitator",
+            "127.0.0.1",
+            4021,
+            chain.url,
+            dev_account(9).key,
+            BASE_SEPOLIA_USDC.network,
+        )
+        mock = VendorMockSettings.model_validate(
+            {"secret": secret, "rpc_url": chain.url, "facilitator_url": paid_by, "database": folder / "vendor-mock.db"}
+        )
+        sold_at = children.start(processes.vendors, "vendors", "127.0.0.1", 4001, mock, None)
+        plane = children.start(processes.control_plane, "control-plane", "127.0.0.1", 3000, settings)
+        children.wait_until_ready(paid_by, sold_at, plane)
+
+        async def seed() -> None:
+            agent = open_agent(settings)
+            await seed_vendors(agent.store, agent.policy.asset, sold_at, replace=True)
+            await agent.store.close()
+
+        run(seed())
+        rows = [
+            ("control plane", plane),
+            ("vendors", sold_at),
+            ("facilitator", paid_by),
+            ("chain", f"{chain.url} (id {BASE_SEPOLIA_USDC.chain_id})"),
+            ("wallet", f"{address}, 100 test USDC, {settings.keystore_path}"),
+            ("logs", str(folder)),
+        ]
+        out.print(table(("", ""), rows))
+        url = "" if plane.endswith(":3000") else f" --url {plane}"
+        out.print(
+            f'\ntry, in another terminal:  livery run start "Fine-tune tiny-llm" --budget 5 --watch{url}\n[dim]Ctrl-C ends it all[/]'
+        )
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()

@@ -1,0 +1,139 @@
+"""`livery vendors`: the registry of this environment's store."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from agent.ports import Agent
+from cli.console import Json, branch, fail, out, run, show, table
+from wire.money import to_decimal
+
+app = branch("vendors", "Who may be paid: list, add, remove, seed, offers.")
+
+T = TypeVar("T")
+
+
+async def with_agent(use: Callable[[Agent], Awaitable[T]]) -> T:
+    """Return what `use` makes of this environment's agent, and close its store."""
+    from agent.config import AgentSettings
+    from agent.wiring import open_agent
+
+    agent = open_agent(AgentSettings())
+    try:
+        return await use(agent)
+    finally:
+        await agent.store.close()
+
+
+@app.command("list")
+def list_vendors(as_json: Json = False) -> None:
+    """List registered vendors, in the order the planner sees them."""
+
+    async def read(agent: Agent) -> list[dict[str, Any]]:
+        return [
+            {
+                "vendorId": vendor.vendor_id,
+                "name": vendor.name,
+                "pricePerHour": to_decimal(vendor.base_price_per_hour_atomic, agent.policy.asset),
+                "reliability": vendor.reliability_score,
+                "gpus": list(vendor.supported_gpu_types),
+                "payTo": vendor.pay_to,
+                "endpoint": vendor.endpoint,
+            }
+            for vendor in await agent.store.list_vendors()
+        ]
+
+    found = run(with_agent(read), as_json=as_json)
+    rows = [(*list(row.values())[:4], ", ".join(row["gpus"]), row["payTo"], row["endpoint"]) for row in found]
+    columns = ("vendor", "name", "USDC/h", "reliability", "GPUs", "paid at", "endpoint")
+    show(
+        found,
+        lambda: table(columns, rows) if rows else "no vendors yet: `livery vendors seed` or `livery vendors add`",
+        as_json=as_json,
+    )
+
+
+@app.command("offers")
+def offers(as_json: Json = False) -> None:
+    """Ask every vendor what it offers now. Spends nothing."""
+    from agent.vendors import offers as ask
+
+    found = run(with_agent(ask), as_json=as_json)
+    document = [
+        {
+            "vendorId": one.vendor.vendor_id,
+            "offers": [offer.document() for offer in one.offers],
+            "problem": one.problem,
+        }
+        for one in found
+    ]
+    rows: list[tuple[object, ...]] = []
+    for one in found:
+        for offer in one.offers:
+            rows.append(
+                (
+                    one.vendor.vendor_id,
+                    offer.gpu_type,
+                    f"{offer.price_per_hour} {offer.currency}",
+                    offer.vram_gb,
+                    offer.available,
+                    "",
+                )
+            )
+        if one.problem:
+            rows.append((one.vendor.vendor_id, "", "", "", "", one.problem))
+    show(document, lambda: table(("vendor", "GPU", "per hour", "GB", "free", "problem"), rows), as_json=as_json)
+
+
+@app.command("add")
+def add(
+    vendor_id: Annotated[str, typer.Argument(metavar="ID", help="How the vendor calls itself (its x-vendor-id).")],
+    endpoint: Annotated[str, typer.Argument(metavar="URL", help="Where its API is.")],
+    pay_to: Annotated[
+        str | None,
+        typer.Option("--pay-to", help="The only address it may be paid at (default: what its offers say now)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """
+    Register a vendor, as its own offers describe it. Its bearer secret goes into GPU_VENDOR_SECRET.
+
+    Example: livery vendors add gpu_vendor_1 http://localhost:4001
+    """
+    from agent.vendors import register
+
+    vendor = run(with_agent(lambda agent: register(agent, vendor_id, endpoint, pay_to)), as_json=as_json)
+    show(
+        {"vendorId": vendor.vendor_id, "payTo": vendor.pay_to, "gpus": list(vendor.supported_gpu_types)},
+        lambda: (
+            f"[bold]{vendor.vendor_id}[/] {vendor.name}: {', '.join(vendor.supported_gpu_types)}, paid at {vendor.pay_to}"
+        ),
+        as_json=as_json,
+    )
+
+
+@app.command("remove")
+def remove(vendor_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+    """Take a vendor off the register. Past jobs and payments stay."""
+    from agent.vendors import remove as take_off
+
+    if not run(with_agent(lambda agent: take_off(agent, vendor_id)), as_json=as_json):
+        fail(f"there is no vendor {vendor_id}", "See `livery vendors list`.", as_json=as_json)
+    show({"removed": vendor_id}, lambda: f"{vendor_id} is off the register", as_json=as_json)
+
+
+@app.command("seed")
+def seed(
+    endpoint: Annotated[str, typer.Option(help="Where the mock vendors are.")] = "http://localhost:4001",
+    as_json: Json = False,
+) -> None:
+    """Register the mock's vendors; those that are there already stay as they are."""
+    from seeds.vendors import seed_vendors
+
+    added = run(with_agent(lambda agent: seed_vendors(agent.store, agent.policy.asset, endpoint)), as_json=as_json)
+    show(
+        {"added": added}, lambda: f"{len(added)} added: {', '.join(added) or 'all were there already'}", as_json=as_json
+    )
+    if added and not as_json:
+        out.print("[dim]their secret: export GPU_VENDOR_SECRET=… as the mock has it[/]")
