@@ -1,5 +1,6 @@
 """Joining the agent's parts from its settings. The only file that knows them all."""
 
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -10,7 +11,13 @@ from agent.core.policy import SpendingPolicy
 from agent.edges.chain_evm import EvmChain
 from agent.edges.planner_stub import StubPlanner
 from agent.edges.vendor_http import HttpVendors
-from agent.edges.wallet_evm import EvmWallet, account_from_key, account_from_keystore
+from agent.edges.wallet_evm import (
+    EvmWallet,
+    account_from_key,
+    account_from_keystore,
+    create_keystore,
+    write_secret,
+)
 from agent.ports import Agent, Limits, Store, Wallet
 from chain.rpc import Rpc
 from chain.token import TokenReader
@@ -49,6 +56,21 @@ def _account(settings: AgentSettings) -> "BaseAccount":
     if settings.private_key is not None:
         return account_from_key(settings.private_key.get_secret_value())
     return account_from_keystore(settings.keystore_path.expanduser(), keystore_password(settings))
+
+
+def create_wallet(settings: AgentSettings) -> str:
+    """
+    Make a key in a new keystore and return its address; its password is the settings', or is made and kept in a file.
+
+    Raises:
+        WalletError: there is a keystore, or a password file, already; nothing is overwritten.
+    """
+    keystore = settings.keystore_path.expanduser()
+    if keystore.exists():
+        raise WalletError(f"there is a keystore at {keystore} already; it is never overwritten")
+    if settings.keystore_password is None:
+        write_secret(settings.keystore_password_path.expanduser(), secrets.token_urlsafe(32))
+    return create_keystore(keystore, keystore_password(settings))
 
 
 def keystore_password(settings: AgentSettings) -> str:

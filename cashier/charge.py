@@ -9,7 +9,7 @@ Rule 3: a refusal asks the chain before it is spoken: a cheque may have been set
 from dataclasses import dataclass, replace
 
 from cashier.core import answers
-from cashier.core.claiming import Claimed, Conflict, Held, Served, Unknown
+from cashier.core.claiming import Claimed, Conflict, Held, Served
 from cashier.core.errors import ChainUnavailable, FacilitatorUnavailable
 from cashier.core.model import Answer, Lease, PaidRequest, Price, Taking, sale_of
 from cashier.core.reading import mismatch, read_cheque, requirements_for, taking_for
@@ -58,8 +58,7 @@ async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: H
                 return answers.pending(taking)
             case Conflict():
                 return answers.problem("payment_conflict", "this payment or its id came with another request before")
-            case Unknown():
-                return ask.refuse(str(wrong))
+        return ask.refuse(str(wrong))
 
 
 async def _work(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity: HasCapacity, start: Start) -> Answer:

@@ -154,10 +154,9 @@ class DevNode:
         return str(self.rpc("evm_snapshot"))
 
     def revert(self, snapshot: str) -> None:
-        """Bring everything back to `snapshot` (used up by this), and the chain's clock to the world's."""
+        """Bring everything back to `snapshot`, the clock too; the snapshot is used up by it."""
         if self.rpc("evm_revert", snapshot) is not True:
             raise DevChainError(f"the local chain has no snapshot {snapshot}")
-        self.rpc("evm_setTime", int(time.time()))
 
 
 class DevChain(DevNode):

@@ -18,8 +18,11 @@ from wire.problems import PROBLEMS
 
 T = TypeVar("T")
 
-out = Console()
-err = Console(stderr=True)
+# Wide where nobody's window limits it: a transaction hash that is cut cannot be looked up.
+PIPED_COLUMNS = 180
+
+out = Console(width=None if Console().is_terminal else PIPED_COLUMNS)
+err = Console(stderr=True, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -70,7 +73,9 @@ def print_json(value: Any) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
     """Return a table; numbers are the caller's to format."""
-    made = Table(*columns, title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*("" if cell is None else str(cell) for cell in row))
     return made

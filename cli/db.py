@@ -3,7 +3,7 @@
 import typer
 
 from cli.console import Json, branch, run, show
-from cli.vendors import with_agent
+from cli.local import with_agent
 
 app = branch("db", "The store's schema: migrate, check.")
 

@@ -10,17 +10,20 @@ import secrets
 import tempfile
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
+from rich.text import Text
 
 from agent.config import AgentSettings
 from chain.devchain import DevChain, dev_account
 from chain.errors import ChainError
 from cli import processes
 from cli.console import Json, err, fail, out, print_json, run, table
+from cli.local import with_agent
 from cli.watching import picture
 from livery.client import Client
 from vendor_mock.catalogue import DEFAULT_PLANS, Vendor, open_catalogue
@@ -93,9 +96,7 @@ def _play(folder: Path, chain: DevChain, store: str | None, as_json: bool) -> tu
     )
     with processes.Processes(folder) as children:
         network = BASE_SEPOLIA_USDC.network
-        paid_by = children.start(
-            processes.facilitator, "facilitator", "127.0.0.1", 4021, chain.url, dev_account(9).key, network
-        )
+        paid_by = children.start(processes.facilitator, "facilitator", 4021, chain.url, dev_account(9).key, network)
         mock = VendorMockSettings.model_validate(
             {
                 "secret": bearer,
@@ -105,8 +106,8 @@ def _play(folder: Path, chain: DevChain, store: str | None, as_json: bool) -> tu
                 "database": folder / "vendors.db",
             }
         )
-        sold_at = children.start(processes.vendors, "vendors", "127.0.0.1", 4001, mock, DEFAULT_PLANS)
-        plane = children.start(processes.control_plane, "control-plane", "127.0.0.1", 3000, settings)
+        sold_at = children.start(processes.vendors, "vendors", 4001, mock, DEFAULT_PLANS)
+        plane = children.start(processes.control_plane, "control-plane", 3000, settings)
         if not as_json:
             _introduce(chain.url, paid_by, sold_at, plane, settings)
         children.wait_until_ready(paid_by, sold_at, plane)
@@ -121,14 +122,9 @@ def _play(folder: Path, chain: DevChain, store: str | None, as_json: bool) -> tu
 async def _register(settings: AgentSettings, sellers: dict[str, Vendor], endpoint: str) -> None:
     """Register the vendors as `livery vendors add` does, from their own offers."""
     from agent.vendors import register
-    from agent.wiring import open_agent
 
-    agent = open_agent(settings)
-    try:
-        for vendor_id, seller in sellers.items():
-            await register(agent, vendor_id, endpoint, seller.pay_to)
-    finally:
-        await agent.store.close()
+    for vendor_id, seller in sellers.items():
+        await with_agent(partial(register, vendor_id=vendor_id, endpoint=endpoint, pay_to=seller.pay_to), settings)
 
 
 async def _drive(plane: str, as_json: bool) -> StatusReply:
@@ -168,11 +164,8 @@ _STYLES = {
 def _tell_lines(seen: StatusReply, told: int) -> int:
     for line in reversed(seen.observations):
         if line.seq > told:
-            out.print(
-                f"{line.timestamp:%H:%M:%S} [{_STYLES.get(line.type, '')}]{line.type:16}[/] {line.content}",
-                soft_wrap=True,
-                highlight=False,
-            )
+            kind = Text(f"{line.type:16}", style=_STYLES.get(line.type, ""))
+            out.print(Text.assemble(f"{line.timestamp:%H:%M:%S} ", kind, line.content), soft_wrap=True)
     return max((line.seq for line in seen.observations), default=told)
 
 
@@ -211,32 +204,24 @@ def _line(book: Books) -> dict[str, Any]:
 
 def _tell(seen: StatusReply, books: list[Books]) -> None:
     out.print()
-    out.print(picture(seen))
+    out.print(picture(seen, lines_max=0))
     payments = [
-        (
-            payment.vendor_id,
-            f"{payment.amount} {payment.currency}",
-            payment.status,
-            payment.x402_tx_id,
-            payment.refund_tx_id,
-        )
-        for payment in reversed(seen.payments)
+        (paid.vendor_id, f"{paid.amount} {paid.currency}", paid.status, paid.x402_tx_id, paid.refund_tx_id)
+        for paid in reversed(seen.payments)
     ]
     out.print()
-    out.print(table(("paid to", "amount", "state", "settled in", "refunded in"), payments), soft_wrap=True)
+    out.print(table(("paid to", "amount", "state", "settled in", "refunded in"), payments))
     rows = [
-        (
-            line["holder"],
-            line["address"],
-            f"{line['chain']:+f}",
-            f"{line['ledger']:+f}",
-            "equal" if line["agree"] else "DIFFER",
-        )
+        (line["holder"], line["address"], f"{line['chain']:+f}", f"{line['ledger']:+f}", _verdict(line["agree"]))
         for line in map(_line, books)
     ]
     out.print()
-    out.print(table(("holder", "address", "chain, USDC", "ledger, USDC", ""), rows), soft_wrap=True)
+    out.print(table(("holder", "address", "chain, USDC", "ledger, USDC", ""), rows))
     if all(book.agree for book in books):
         out.print("\n[bold green]books and chain agree[/]")
     else:
         err.print("\n[bold red]books and chain disagree[/]")
+
+
+def _verdict(agree: bool) -> str:
+    return "equal" if agree else "[bold red]DIFFER[/]"

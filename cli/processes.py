@@ -65,15 +65,13 @@ class Processes:
     folder: Path
     _running: list[tuple[str, BaseProcess]] = field(default_factory=list)
 
-    def start(
-        self, serve_it: Callable[..., None], name: str, host: str, port: int, *arguments: Any, chosen: bool = False
-    ) -> str:
+    def start(self, serve_it: Callable[..., None], name: str, port: int, *arguments: Any) -> str:
         """
-        Start `serve_it` on a socket of its own; return its URL (any free port where `port` is taken and not `chosen`).
+        Start `serve_it` on a loopback socket of its own; return its URL. A taken `port` is replaced by a free one.
 
         It is not ready yet: `wait_until_ready`.
         """
-        server = bound_socket(host, port, chosen=chosen)
+        server = bound_socket("127.0.0.1", port, chosen=False)
         number = server.getsockname()[1]
         # A fresh interpreter: a fork would inherit threads, loops and connections.
         process = multiprocessing.get_context("spawn").Process(
@@ -82,7 +80,7 @@ class Processes:
         process.start()
         server.close()
         self._running.append((name, process))
-        return f"http://{host}:{number}"
+        return f"http://127.0.0.1:{number}"
 
     def wait_until_ready(self, *urls: str) -> None:
         """Return when every address answers /health. Raises NotReady when a process died or READY_S passed."""

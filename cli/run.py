@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
@@ -11,9 +11,10 @@ import typer
 from pydantic import ValidationError
 from rich.live import Live
 
+from cli import local
 from cli.config import CliSettings
 from cli.console import Json, branch, err, fail, out, print_json, run, show, table
-from cli.watching import picture, state
+from cli.watching import picture
 from livery.client import Client, ProblemError
 from wire.control import JobRequest, StartRequest, StatusReply
 
@@ -28,9 +29,9 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 @asynccontextmanager
-async def control_plane(url: str | None, local: bool) -> AsyncIterator[Client]:
+async def control_plane(url: str | None, here: bool) -> AsyncIterator[Client]:
     """Yield a client of the control plane: over the network, or of one inside this process."""
-    if not local:
+    if not here:
         async with Client(url or CliSettings().url) as client:
             yield client
         return
@@ -63,7 +64,7 @@ def start(
     watch: Annotated[bool, typer.Option("--watch", help="Tick and watch it until it ends.")] = False,
     interval: Interval = 1.0,
     url: Url = None,
-    local: Local = False,
+    here: Local = False,
     as_json: Json = False,
 ) -> None:
     """
@@ -92,11 +93,11 @@ def start(
     except InvalidOperation:
         raise typer.BadParameter("amounts and hours are decimal numbers, like 5 or 1.40") from None
     if dry_run:
-        run(_preview(request, as_json), as_json=as_json)
+        _show_preview(run(local.first_step(request), as_json=as_json), as_json)
         return
 
     async def begin() -> str:
-        async with control_plane(url, local) as client:
+        async with control_plane(url, here) as client:
             started = await client.start(
                 goal,
                 request.budget_total,
@@ -110,9 +111,8 @@ def start(
             elif as_json:
                 print_json(started)
             else:
-                out.print(
-                    f"[bold]{started.id}[/]  {started.budget_total} {started.currency}  watch it: livery run watch {started.id}"
-                )
+                out.print(f"[bold]{started.id}[/]  {started.budget_total} {started.currency}")
+                out.print(f"watch it: livery run watch {started.id}")
             return started.id
 
     run(begin(), as_json=as_json)
@@ -123,7 +123,7 @@ def tick(
     run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="The run's id.")] = None,
     due: Annotated[bool, typer.Option("--due", help="Tick every run of this environment's store that is due.")] = False,
     url: Url = None,
-    local: Local = False,
+    here: Local = False,
     as_json: Json = False,
 ) -> None:
     """Advance a run by one step; with --due every run whose time has come (for cron)."""
@@ -131,12 +131,16 @@ def tick(
         raise typer.BadParameter("name a run, or use --due")
 
     async def one() -> None:
-        async with control_plane(url, local) as client:
+        async with control_plane(url, here) as client:
             reply = await client.tick(str(run_id))
             chosen = f"  {reply.action.action}: {reply.action.reason}" if reply.action else ""
             show(reply, lambda: f"[bold]{reply.message}[/]{chosen}", as_json=as_json)
 
-    run(_sweep(as_json) if due else one(), as_json=as_json)
+    if due:
+        swept = run(local.tick_due(), as_json=as_json)
+        show(swept, lambda: table(("run", "tick"), [tuple(one.values()) for one in swept]), as_json=as_json)
+    else:
+        run(one(), as_json=as_json)
 
 
 @app.command("watch")
@@ -145,7 +149,7 @@ def watch(
     run_option: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
     interval: Interval = 1.0,
     url: Url = None,
-    local: Local = False,
+    here: Local = False,
     as_json: Json = False,
 ) -> None:
     """Tick a run until it ends, and show it live. Exit code 0 if it completed, else 1."""
@@ -154,18 +158,18 @@ def watch(
         raise typer.BadParameter("name the run")
 
     async def follow() -> None:
-        async with control_plane(url, local) as client:
+        async with control_plane(url, here) as client:
             await _watch(client, wanted, interval, as_json)
 
     run(follow(), as_json=as_json)
 
 
 @app.command("status")
-def status(run_id: RunId, url: Url = None, local: Local = False, as_json: Json = False) -> None:
+def status(run_id: RunId, url: Url = None, here: Local = False, as_json: Json = False) -> None:
     """Show a run with its jobs, payments and newest lines."""
 
     async def read() -> StatusReply:
-        async with control_plane(url, local) as client:
+        async with control_plane(url, here) as client:
             return await client.status(run_id)
 
     found = run(read(), as_json=as_json)
@@ -177,13 +181,13 @@ def list_runs(
     state_wanted: Annotated[str | None, typer.Option("--status", help="Only runs in this state.")] = None,
     cursor: Annotated[str | None, typer.Option(help="Where the last page ended.")] = None,
     url: Url = None,
-    local: Local = False,
+    here: Local = False,
     as_json: Json = False,
 ) -> None:
     """List runs, newest first."""
 
     async def read() -> Any:
-        async with control_plane(url, local) as client:
+        async with control_plane(url, here) as client:
             return await client.runs(state_wanted, cursor)
 
     page = run(read(), as_json=as_json)
@@ -197,11 +201,11 @@ def list_runs(
 
 
 @app.command("cancel")
-def cancel(run_id: RunId, url: Url = None, local: Local = False, as_json: Json = False) -> None:
+def cancel(run_id: RunId, url: Url = None, here: Local = False, as_json: Json = False) -> None:
     """Ask a run to end: its jobs are cancelled by the next ticks, what the vendors refund comes back to the budget."""
 
     async def ask() -> Any:
-        async with control_plane(url, local) as client:
+        async with control_plane(url, here) as client:
             return await client.cancel(run_id)
 
     asked = run(ask(), as_json=as_json)
@@ -215,41 +219,21 @@ def cancel(run_id: RunId, url: Url = None, local: Local = False, as_json: Json =
 @app.command("replay")
 def replay(run_id: RunId, as_json: Json = False) -> None:
     """Fold a run's log again (this environment's store): the same run and decisions, or where they differ."""
-    from agent.config import AgentSettings
-    from agent.status import replayed
-    from agent.wiring import open_agent
-
-    async def fold() -> tuple[Any, Any]:
-        agent = open_agent(AgentSettings())
-        try:
-            return await replayed(agent, run_id)
-        finally:
-            await agent.store.close()
-
-    stored, again = run(fold(), as_json=as_json)
-    report = {
-        "runId": run_id,
-        "entries": again.run.log.seq,
-        "brokenAt": again.broken_at,
-        "differences": [difference.seq for difference in again.differences],
-        "sameBudget": stored.budget == again.run.budget,
-        "sameStatus": stored.status == again.run.status,
-    }
-    honest = again.broken_at is None and not again.differences and report["sameBudget"] and report["sameStatus"]
-    show(
-        report,
-        lambda: f"{report['entries']} entries, {'all repeat' if honest else 'they do not repeat'}: {report}",
-        as_json=as_json,
-    )
-    if not honest:
+    report = run(local.replay(run_id), as_json=as_json)
+    verdict = "all of them repeat" if report["repeats"] else f"they do not repeat: {report}"
+    show(report, lambda: f"{report['entries']} entries, {verdict}", as_json=as_json)
+    if not report["repeats"]:
         raise typer.Exit(1)
 
 
 async def _watch(client: Client, run_id: str, interval_s: float, as_json: bool) -> None:
-    with Live(console=out, auto_refresh=False, transient=False) if not as_json else _Silent() as live:
+    with Live(console=out, auto_refresh=False) if not as_json else nullcontext() as live:
         while True:
             found = await client.status(run_id)
-            live.update(picture(found) if not as_json else found, refresh=True)
+            if live is None:
+                print_json(found.run)
+            else:
+                live.update(picture(found), refresh=True)
             if found.run.status in ENDED:
                 break
             try:
@@ -260,69 +244,12 @@ async def _watch(client: Client, run_id: str, interval_s: float, as_json: bool) 
                     raise
             await asyncio.sleep(interval_s)
     if found.run.status != "completed":
-        if not as_json:
-            err.print(state(found.run.status), found.run.reason or "")
         raise typer.Exit(1)
 
 
-class _Silent:
-    """Stands where the live picture would: prints each state as one JSON line."""
-
-    def __enter__(self) -> "_Silent":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def update(self, found: Any, refresh: bool) -> None:
-        print_json(found.run)
-
-
-async def _preview(request: StartRequest, as_json: bool) -> None:
-    from agent.config import AgentSettings
-    from agent.core.views import action_document
-    from agent.preview import preview
-    from agent.wiring import open_agent
-    from wire.money import to_decimal
-
-    agent = open_agent(AgentSettings())
-    try:
-        seen = await preview(agent, request)
-    finally:
-        await agent.store.close()
-    asset, action = seen.run.asset, action_document(seen.action)
-    price = None if seen.job is None else to_decimal(seen.job.expected_cost_atomic, asset)
-    document = {
-        "action": action.document() if action else None,
-        "price": price,
-        "currency": asset.symbol,
-        "refusal": str(seen.refusal) if seen.refusal else None,
-    }
-    if as_json:
-        print_json(document)
-    elif action is None or seen.job is None:
-        out.print(f"[bold]{action.action if action else 'nothing'}[/]  {action.reason if action else ''}")
-    else:
-        out.print(
-            f"[bold]{action.action}[/] at {action.vendor_id} for {action.max_hours} h: {price} {asset.symbol}  ({action.reason})"
-        )
-    if seen.refusal:
-        fail(str(seen.refusal), "Nothing was stored, signed or paid.", seen.refusal.code)
-
-
-async def _sweep(as_json: bool) -> None:
-    from agent.config import AgentSettings
-    from agent.sweep import sweep
-    from agent.wiring import open_agent
-
-    agent = open_agent(AgentSettings())
-    try:
-        swept = await sweep(agent)
-    finally:
-        await agent.store.close()
-    rows = [(one.run_id, one.message) for one in swept]
-    show(
-        [{"runId": run_id, "message": message} for run_id, message in rows],
-        lambda: table(("run", "tick"), rows),
-        as_json=as_json,
-    )
+def _show_preview(seen: dict[str, Any], as_json: bool) -> None:
+    hours = f" for {seen['maxHours']} h: {seen['price']} {seen['currency']}" if seen["price"] is not None else ""
+    where = f" at {seen['vendorId']}" if seen["vendorId"] else ""
+    show(seen, lambda: f"[bold]{seen['action']}[/]{where}{hours}\n[dim]{seen['reason']}[/]", as_json=as_json)
+    if seen["refusal"]:
+        fail(seen["refusal"], "Nothing was stored, signed or paid.", as_json=as_json)

@@ -3,7 +3,7 @@
 from agent.ports import Agent
 from agent.start import start
 from cli.console import Json, branch, run, show
-from cli.vendors import with_agent
+from cli.local import with_agent
 from wire.control import StartRequest
 
 app = branch("seed", "Fill a database to try things with.")

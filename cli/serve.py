@@ -4,12 +4,15 @@ import secrets
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import SecretStr, ValidationError
 
 from cli.console import err, fail, out, table
+
+if TYPE_CHECKING:
+    from agent.config import AgentSettings
 
 Host = Annotated[str | None, typer.Option("--host", help="The address to bind.")]
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65_535, help="The port to bind.")]
@@ -115,12 +118,11 @@ def up(
 
 def _up(folder: Path) -> None:
     from agent.config import AgentSettings
-    from agent.edges.wallet_evm import keystore_address
-    from agent.wiring import open_agent
+    from agent.wiring import create_wallet
     from chain.devchain import DevChain, dev_account
     from cli import processes
     from cli.console import run
-    from cli.wallet import make_wallet
+    from cli.local import with_agent
     from inbound.serve import bound_socket
     from seeds.vendors import seed_vendors
     from vendor_mock.config import VendorMockSettings
@@ -141,12 +143,13 @@ def _up(folder: Path) -> None:
             network="base-sepolia",
             private_key=None,
         )
-        address = keystore_address(settings.keystore_path) or make_wallet(settings)
+        if not settings.keystore_path.exists():
+            create_wallet(settings)
+        address = run(_address(settings))
         chain.mint(address, 100 * 10**6)
         paid_by = children.start(
             processes.facilitator,
             "facilitator",
-            "127.0.0.1",
             4021,
             chain.url,
             dev_account(9).key,
@@ -155,16 +158,11 @@ def _up(folder: Path) -> None:
         mock = VendorMockSettings.model_validate(
             {"secret": secret, "rpc_url": chain.url, "facilitator_url": paid_by, "database": folder / "vendor-mock.db"}
         )
-        sold_at = children.start(processes.vendors, "vendors", "127.0.0.1", 4001, mock, None)
-        plane = children.start(processes.control_plane, "control-plane", "127.0.0.1", 3000, settings)
+        sold_at = children.start(processes.vendors, "vendors", 4001, mock, None)
+        plane = children.start(processes.control_plane, "control-plane", 3000, settings)
         children.wait_until_ready(paid_by, sold_at, plane)
 
-        async def seed() -> None:
-            agent = open_agent(settings)
-            await seed_vendors(agent.store, agent.policy.asset, sold_at, replace=True)
-            await agent.store.close()
-
-        run(seed())
+        run(with_agent(lambda agent: seed_vendors(agent.store, agent.policy.asset, sold_at, replace=True), settings))
         rows = [
             ("control plane", plane),
             ("vendors", sold_at),
@@ -175,10 +173,17 @@ def _up(folder: Path) -> None:
         ]
         out.print(table(("", ""), rows))
         url = "" if plane.endswith(":3000") else f" --url {plane}"
-        out.print(
-            f'\ntry, in another terminal:  livery run start "Fine-tune tiny-llm" --budget 5 --watch{url}\n[dim]Ctrl-C ends it all[/]'
-        )
+        out.print(f'\ntry, in another terminal:  livery run start "Fine-tune tiny-llm" --budget 5 --watch{url}')
+        out.print("[dim]Ctrl-C ends it all[/]")
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
+
+
+async def _address(settings: "AgentSettings") -> str:
+    from agent.wiring import open_wallet
+
+    wallet = open_wallet(settings)
+    assert wallet is not None
+    return await wallet.address()

@@ -1,29 +1,15 @@
 """`livery vendors`: the registry of this environment's store."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from agent.ports import Agent
 from cli.console import Json, branch, fail, out, run, show, table
+from cli.local import with_agent
 from wire.money import to_decimal
 
 app = branch("vendors", "Who may be paid: list, add, remove, seed, offers.")
-
-T = TypeVar("T")
-
-
-async def with_agent(use: Callable[[Agent], Awaitable[T]]) -> T:
-    """Return what `use` makes of this environment's agent, and close its store."""
-    from agent.config import AgentSettings
-    from agent.wiring import open_agent
-
-    agent = open_agent(AgentSettings())
-    try:
-        return await use(agent)
-    finally:
-        await agent.store.close()
 
 
 @app.command("list")
@@ -92,7 +78,7 @@ def add(
     endpoint: Annotated[str, typer.Argument(metavar="URL", help="Where its API is.")],
     pay_to: Annotated[
         str | None,
-        typer.Option("--pay-to", help="The only address it may be paid at (default: what its offers say now)."),
+        typer.Option("--pay-to", help="The only address to pay it at (default: as its offers say)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -106,9 +92,7 @@ def add(
     vendor = run(with_agent(lambda agent: register(agent, vendor_id, endpoint, pay_to)), as_json=as_json)
     show(
         {"vendorId": vendor.vendor_id, "payTo": vendor.pay_to, "gpus": list(vendor.supported_gpu_types)},
-        lambda: (
-            f"[bold]{vendor.vendor_id}[/] {vendor.name}: {', '.join(vendor.supported_gpu_types)}, paid at {vendor.pay_to}"
-        ),
+        lambda: f"[bold]{vendor.vendor_id}[/] {vendor.name}, paid at {vendor.pay_to}",
         as_json=as_json,
     )
 

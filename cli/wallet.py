@@ -1,6 +1,5 @@
 """`livery wallet`: the key that pays."""
 
-import secrets
 from typing import Annotated, Any
 
 import typer
@@ -18,16 +17,22 @@ MAINNET_WORDS = "pay with real money"
 @app.command("new")
 def new(network: Network = None, as_json: Json = False) -> None:
     """Make a key in an encrypted keystore, never over an existing one."""
+    from agent.core.errors import WalletError
+    from agent.wiring import create_wallet
+
     settings = _settings(network, as_json)
-    address = make_wallet(settings, as_json=as_json)
+    try:
+        address = create_wallet(settings)
+    except WalletError as error:
+        fail(str(error), "Use it, or name another with LIVERY_AGENT_KEYSTORE_PATH.", as_json=as_json)
     keystore = settings.keystore_path.expanduser()
-    show(
-        {"address": address, "keystore": str(keystore)},
-        lambda: (
-            f"[bold]{address}[/]\nkeystore {keystore}\npassword {settings.keystore_password_path.expanduser()}\n{_how_to_fund(settings, address)}"
-        ),
-        as_json=as_json,
+    lines = (
+        f"[bold]{address}[/]",
+        f"keystore {keystore}",
+        f"password {settings.keystore_password_path.expanduser()}",
+        _how_to_fund(settings, address),
     )
+    show({"address": address, "keystore": str(keystore)}, lambda: "\n".join(lines), as_json=as_json)
 
 
 @app.command("show")
@@ -52,23 +57,12 @@ def show_wallet(network: Network = None, as_json: Json = False) -> None:
         }
 
     found = run(read(), as_json=as_json)
-    lines = f"[bold]{found['address']}[/] on {found['network']} ({settings.rpc_url})\n{found['usdc']} USDC · it needs no ether, the facilitator pays the gas"
-    show(found, lambda: f"{lines}\n{_how_to_fund(settings, found['address'])}", as_json=as_json)
-
-
-def make_wallet(settings: AgentSettings, *, as_json: bool = False) -> str:
-    """Return the address of a new keystore at the settings' path; its password is theirs, or made and kept beside it."""
-    from agent.core.errors import WalletError
-    from agent.edges.wallet_evm import create_keystore, write_secret
-
-    try:
-        if settings.keystore_password is not None:
-            password = settings.keystore_password.get_secret_value()
-        else:
-            password = write_secret(settings.keystore_password_path.expanduser(), secrets.token_urlsafe(32))
-        return create_keystore(settings.keystore_path.expanduser(), password)
-    except WalletError as error:
-        fail(str(error), "Use it, or name another with LIVERY_AGENT_KEYSTORE_PATH.", as_json=as_json)
+    lines = (
+        f"[bold]{found['address']}[/] on {found['network']} ({settings.rpc_url})",
+        f"{found['usdc']} USDC · it needs no ether: the facilitator pays the gas",
+        _how_to_fund(settings, found["address"]),
+    )
+    show(found, lambda: "\n".join(lines), as_json=as_json)
 
 
 def _settings(network: str | None, as_json: bool) -> AgentSettings:

@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -24,14 +24,15 @@ STATE_STYLES = {
 LINES_MAX = 8
 
 
-def picture(status: StatusReply) -> Group:
-    """Return the whole of a run for a terminal."""
-    parts = [_head(status.run)]
+def picture(status: StatusReply, lines_max: int = LINES_MAX) -> Group:
+    """Return the whole of a run for a terminal, with its newest lines."""
+    parts: list[RenderableType] = [_head(status.run)]
     if status.jobs:
         parts.append(_jobs(status.run, status.jobs))
     if status.payments:
         parts.append(_payments(status.payments))
-    parts.append(_lines(status.observations))
+    if lines_max:
+        parts.append(_lines(status.observations[:lines_max]))
     return Group(*parts)
 
 
@@ -105,7 +106,7 @@ def _payments(payments: tuple[PaymentDocument, ...]) -> Table:
 
 def _lines(observations: tuple[ObservationDocument, ...]) -> Table:
     made = Table.grid(padding=(0, 1))
-    for line in reversed(observations[:LINES_MAX]):
+    for line in reversed(observations):
         made.add_row(
             Text(f"{line.timestamp:%H:%M:%S}", style="dim"),
             Text(line.type, style="dim"),

@@ -41,6 +41,7 @@ _NAMES: dict[tuple[type, str], str] = {
 _NOT_IN_RUN = ("jobs", "payments", "cancel_requested_at", "next_tick_at")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 _FREE_FORM = frozenset({"params", "env", "job_params", "final_metrics", "data"})
+_DECIMAL = frozenset({"final_metrics"})
 
 
 def encode(model: Run | Job | Payment | Vendor | Entry) -> Document:
@@ -175,6 +176,8 @@ def _decode_fields(kind: type, document: Mapping[str, Any]) -> Document:
                 value = _decode_fields(inner, value)
             elif value is not None and field.name in _FREE_FORM:
                 value = decimal_json.loads(value)
+                # As it went in: a log's hashes and its replay see 1e-7, not Decimal("1E-7").
+                value = value if field.name in _DECIMAL else decimal_json.plain(value)
             found[field.name] = value
     return found
 

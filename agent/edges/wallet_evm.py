@@ -39,7 +39,8 @@ class EvmWallet:
     def _sign(self, typed_data: dict[str, Any]) -> str:
         account = self._load()
         try:
-            signed = account.sign_typed_data(full_message=typed_data)
+            # Every account of eth-account's family has it; their common base does not declare it.
+            signed = account.sign_typed_data(full_message=typed_data)  # type: ignore[attr-defined]
         except Exception as error:
             # A remote signer may fail in any way; what it said may hold a secret, its kind does not.
             raise WalletError(f"the signer failed: {type(error).__name__}") from None
@@ -100,14 +101,3 @@ def write_secret(path: Path, secret: str) -> str:
     with os.fdopen(descriptor, "w") as file:
         file.write(secret)
     return secret
-
-
-def keystore_address(path: Path) -> str | None:
-    """Return the address written in a keystore file, without its password; None where there is none."""
-    try:
-        address = json.loads(path.read_text()).get("address")
-    except (OSError, ValueError, AttributeError):
-        return None
-    from eth_utils.address import to_checksum_address
-
-    return str(to_checksum_address(address)) if isinstance(address, str) else None

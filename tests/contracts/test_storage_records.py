@@ -99,6 +99,7 @@ async def test_pages_hold_every_run_once_and_the_newest_first(store: Store, ages
         page = await store.list_runs(None, cursor, limit)
         assert len(page.runs) <= limit
         runs += page.runs
+        assert len(runs) <= len(everything)
         if (cursor := page.cursor) is None:
             break
     assert tuple(runs) == everything

@@ -28,8 +28,10 @@ def test_every_setting_is_documented_under_all_its_names(room: str, settings) ->
 
 
 @pytest.mark.parametrize(("room", "settings"), list(settings_classes()), ids=str)
-def test_settings_are_frozen_and_carry_the_name_of_their_room(room: str, settings) -> None:
+def test_settings_are_frozen_and_named_after_their_room_or_program(room: str, settings) -> None:
     assert settings.model_config.get("frozen") is True
+    program = settings.__name__.removesuffix("Settings")
+    prefixes = (f"LIVERY_{room.upper()}_", f"LIVERY_{program.upper()}_")
     ours = [variable.names[0] for variable in variables(settings) if variable.names[0].startswith("LIVERY_")]
     assert ours
-    assert all(name.startswith(f"LIVERY_{room.upper()}_") for name in ours)
+    assert [name for name in ours if not name.startswith(prefixes)] == []

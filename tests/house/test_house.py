@@ -24,7 +24,9 @@ ADDRESSES = re.compile(
     r"t/|/hom"
     r"e/\w)"
 )
-EVASIONS = re.compile(r"pytest\.sk" r"ip|mark\.sk" r"ip|\bxf" r"ail\(|unittest\.mo" r"ck|monkeypatch\.set" r"attr")
+EVASIONS = re.compile(
+    r"pytest\.sk" r"ip|mark\.sk" r"ip|\bxf" r"ail\(|unittest\.mo" r"ck|monkeypatch\.set" r"attr\((?!sys,)"
+)
 ENTRY_POINTS = {"cli.app", "docs.generate"}
 PURE = ("wire", "agent/core", "cashier/core", "reputation")
 CLOCKS = {"now", "utcnow", "today"}
