@@ -43,7 +43,9 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
     unserved = payment.status == "completed" and payment.sends >= turn.agent.limits.unserved_sends_max
     if unserved and turn.now.timestamp() > payment.valid_before_s:
         return await _fail(turn, job, f"paid_not_served: {payment.error_message}")
-    if payment.status == "completed" or turn.now.timestamp() < payment.valid_before_s:
+    # A run that is to end does not offer its cheque again; what was paid for is asked for, to be cancelled.
+    wanted = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now) is None
+    if payment.status == "completed" or (wanted and turn.now.timestamp() < payment.valid_before_s):
         return await send(turn, vendor, payment)
     return None
 

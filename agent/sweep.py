@@ -22,12 +22,17 @@ async def sweep(agent: Agent) -> list[Swept]:
     swept: list[Swept] = []
     for run_id in await agent.store.due_runs(await agent.store.now(), RUNS_PER_SWEEP_MAX):
         try:
-            message = (await tick(agent, run_id)).message
-        except RunFinished:
-            message = "Refund received" if await watch_refunds(agent, run_id) else "Waiting for a refund"
+            message = await _serve(agent, run_id)
         except RunBusy:
             message = "Busy"
         except AgentError as error:
             message = f"{error.code}: {error}"
         swept.append(Swept(run_id, message))
     return swept
+
+
+async def _serve(agent: Agent, run_id: str) -> str:
+    try:
+        return (await tick(agent, run_id)).message
+    except RunFinished:
+        return "Refund received" if await watch_refunds(agent, run_id) else "Waiting for a refund"

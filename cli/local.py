@@ -33,7 +33,7 @@ async def first_step(request: StartRequest) -> dict[str, Any]:
         "vendorId": action.vendor_id if action else None,
         "maxHours": action.max_hours if action else None,
         "reason": action.reason if action else "",
-        "price": None if seen.job is None else to_decimal(seen.job.expected_cost_atomic, asset),
+        "price": to_decimal(seen.job.expected_cost_atomic, asset) if seen.job and seen.job.template_id else None,
         "currency": asset.symbol,
         "refusal": str(seen.refusal) if seen.refusal else None,
     }

@@ -41,7 +41,7 @@ def serve(settings: VendorMockSettings) -> None:
         SetupError, PortTaken: it cannot start.
     """
     app = create_app(settings)
-    listener = _listen(settings)
+    listener = listen(settings.host, settings.port, chosen=settings.port_is_chosen)
     host, port = listener.getsockname()[:2]
     print(f"vendor mock: http://{host}:{port} serves {', '.join(app.state.shop.vendors)}", flush=True)
     if settings.keys is None:
@@ -53,21 +53,25 @@ def serve(settings: VendorMockSettings) -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listen(settings: VendorMockSettings) -> socket.socket:
-    """Return a listening socket: the set port, or the default one, or a free one where that is taken."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    for port in (settings.port, 0):
+def listen(host: str, wanted: int, *, chosen: bool) -> socket.socket:
+    """
+    Return a socket that listens at `wanted`, or at a free port where that is taken and the owner did not choose it.
+
+    Raises:
+        PortTaken: the owner chose it, or there is no free port either.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in (wanted,) if chosen else (wanted, 0):
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((settings.host, port))
+            listener.bind((host, port))
             listener.listen(128)
             return listener
         except OSError as error:
             listener.close()
-            if settings.port_is_chosen or port == 0:
-                raise PortTaken(f"port {port} of {settings.host} cannot be used: {error.strerror}") from None
-    raise AssertionError("unreachable")
+            reason = str(error.strerror)
+    raise PortTaken(f"port {wanted} of {host} cannot be used: {reason}")
 
 
 def _sentence(error: ValidationError) -> str:

@@ -58,7 +58,7 @@ class VendorGarbled(VendorError):
 
 class VendorRefused(VendorError):
     def __init__(self, status: int, detail: str) -> None:
-        super().__init__(f"{status}: {detail}")
+        super().__init__(detail)
         self.status = status
 
 

@@ -16,6 +16,7 @@ from agent.core.model import Vendor
 from agent.ports import Declined, Submitted, Unsettled
 from outbound.http import BadAddress, HttpClient, HttpReply, OutboundError, TooLarge, Unreachable
 from wire.model import Body
+from wire.problems import ProblemDocument
 from wire.vendor import (
     IDEMPOTENCY_KEY_HEADER,
     VENDOR_ID_HEADER,
@@ -203,6 +204,10 @@ def _transaction(reply: HttpReply) -> str | None:
 
 
 def _detail(reply: HttpReply) -> str:
-    """Return the beginning of an answer's text for our log; a vendor's words are shown, never obeyed."""
-    text = reply.content[: 4 * DETAIL_CHARS_MAX].decode("utf-8", "replace")
-    return f"{reply.status}: {' '.join(text.split())[:DETAIL_CHARS_MAX]}"
+    """Return an answer's problem, or the beginning of its text, for our log: shown, never obeyed."""
+    try:
+        problem = ProblemDocument.from_json(reply.content)
+        text = f"{problem.title}: {problem.detail}"
+    except ValueError:
+        text = reply.content[: 4 * DETAIL_CHARS_MAX].decode("utf-8", "replace")
+    return f"{reply.status} {' '.join(text.split())[:DETAIL_CHARS_MAX]}"

@@ -87,10 +87,10 @@ async def test_each_line_of_a_vendors_log_is_stored_once(world: World) -> None:
     await world.check_books()
 
 
-async def test_a_vendor_that_repeats_its_whole_log_has_each_line_stored_once(world: World) -> None:
+async def test_a_line_whose_poll_was_lost_is_stored_once(world: World) -> None:
     run_id = await world.start()
     await world.tick(run_id)
-    # A vendor's answer lost on the way: the job has moved on, the cursor has not.
+    # The job has moved on, the cursor has not.
     world.hosts.lose_replies("/job-status")
     run = await world.until_ended(run_id)
     assert run.status == "completed"

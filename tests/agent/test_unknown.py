@@ -277,7 +277,18 @@ async def test_a_vendor_removed_while_its_payment_is_open_does_not_hide_what_was
     await world.check_books()
 
 
-@pytest.mark.parametrize("lie", ["transaction", "amount", "too much", "not a hash"])
+# What the announced refund says instead of the truth: half of 1.4 USDC, in the transaction that sent it.
+LIES: dict[str, dict[str, Any]] = {
+    "another amount": {"amount": 0.8},
+    "more than was paid": {"amount": 1.5},
+    "another asset": {"asset": "0x" + "ab" * 20},
+    "another network": {"network": "eip155:1"},
+    "no hash": {"transaction": "0xabc"},
+    "a transaction that is not there": {"transaction": "0x" + "ab" * 32},
+}
+
+
+@pytest.mark.parametrize("lie", [*LIES, "our own payment"])
 async def test_a_refund_that_the_chain_does_not_show_is_not_counted(world: World, lie: str) -> None:
     world.script(fail_at_epoch=1)
     world.limit(refund_wait_s=0)
@@ -286,16 +297,7 @@ async def test_a_refund_that_the_chain_does_not_show_is_not_counted(world: World
         if request.url.path != "/job-status" or request.headers["x-vendor-id"] != "gpu_vendor_1":
             return response
         document: dict[str, Any] = response.json()
-        if lie == "transaction":
-            # A real transfer, the wrong way: what we paid.
-            paid = world.store.saved[-1].payments[0].transaction
-            document["refund"]["transaction"] = paid
-        else:
-            document["refund"] |= {
-                "amount": {"amount": {"amount": 0.8}, "too much": {"amount": 1.5}},
-                "too much": {"amount": 1.5},
-                "not a hash": {"transaction": "0xabc"},
-            }[lie if lie != "amount" else "too much"] if lie != "amount" else {"amount": 0.8}
+        document["refund"] |= LIES.get(lie) or {"transaction": world.store.saved[-1].payments[0].transaction}
         return httpx.Response(200, json=document)
 
     world.hosts.meddle = falsify
@@ -342,6 +344,38 @@ async def test_a_cancel_with_a_payment_open_ends_the_run_only_when_its_outcome_i
     assert run.payments[0].status == "failed"
     assert run.budget.available_atomic == run.budget.total_atomic
     await world.check_books()
+
+
+async def test_a_run_cancelled_with_its_payment_open_does_not_offer_the_cheque_again(world: World) -> None:
+    world.hosts.down.add("facilitator")
+    run_id = await world.start()
+    await world.tick(run_id)
+    assert len(paid_submissions(world)) == 1
+    await cancel(world.agent, run_id)
+    # Now it could be cashed, and nobody wants it to be.
+    world.hosts.down.clear()
+    assert (await world.tick(run_id)).message == "Payment pending"
+    assert len(paid_submissions(world)) == 1
+    lapse(world)
+    run = await world.until_ended(run_id)
+    assert (run.status, run.payments[0].status) == ("cancelled", "failed")
+    assert run.budget.spent_atomic == 0
+    await world.check_books()
+
+
+async def test_a_chain_that_is_away_does_not_keep_the_sweep_from_other_runs(world: World) -> None:
+    world.script(fail_at_epoch=1)
+    world.limit(refund_wait_s=0)
+    there = world.agent.chain
+    replace_agent(world, chain=LateRefunds(there))
+    ended = await world.start("3.5")
+    await world.until_ended(ended)
+    waiting = await world.start(deadline=await world.store.now())
+    world.store.ahead = timedelta(seconds=1)
+    replace_agent(world, chain=EvmChain(TokenReader(Rpc("http://127.0.0.1:9", HttpClient()), BASE_SEPOLIA_USDC)))
+    swept = {swept.run_id: swept.message for swept in await sweep(world.agent)}
+    assert swept[ended].startswith("chain_unavailable")
+    assert swept[waiting] == "Run aborted"
 
 
 async def test_the_sweep_serves_due_runs_and_one_runs_trouble_does_not_stop_the_others(world: World) -> None:

@@ -19,10 +19,13 @@ async def vendors(chain: DevChain, facilitator: FastAPI, tmp_path: Path) -> Asyn
     """Yield what opens the vendors' app on one database, as a new process would; its `.app` is the app."""
     opened: list[Any] = []
 
-    def open_app(*, plans: Any = None, clock: Any = None, **settings: Any) -> httpx.AsyncClient:
+    def open_app(
+        *, plans: Any = None, clock: Any = None, transport: httpx.AsyncBaseTransport | None = None, **settings: Any
+    ) -> httpx.AsyncClient:
         fields = {"secret": SECRETS, "rpc_url": chain.url, "database": tmp_path / "vendors.db", **settings}
         given = {} if clock is None else {"clock": clock}
-        app = create_app(VendorMockSettings(**fields), plans=plans, transport=httpx.ASGITransport(facilitator), **given)
+        carrier = transport or httpx.ASGITransport(facilitator)
+        app = create_app(VendorMockSettings(**fields), plans=plans, transport=carrier, **given)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL)
         client.app = app  # type: ignore[attr-defined]
         opened.append(client)

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from chain.devchain import DevChain, dev_account
 from tests.vendor_mock.conftest import Open
@@ -215,9 +216,7 @@ async def test_a_job_too_cheap_to_halve_owes_nothing(vendors: Open, payer):
 
 
 @pytest.mark.row(34)
-@pytest.mark.parametrize(
-    ("polls", "cost", "refund"), [(0, "0", "1.4"), (1, "0.49", "0.91"), (2, "0.98", "0.42")]
-)
+@pytest.mark.parametrize(("polls", "cost", "refund"), [(0, "0", "1.4"), (1, "0.49", "0.91"), (2, "0.98", "0.42")])
 async def test_a_cancelled_job_gives_the_unused_part_back(buyer: Buyer, chain: DevChain, polls, cost, refund):
     before = chain.balance(buyer.payer.address)
     job_id = await buyer.buy()
@@ -328,8 +327,13 @@ async def test_a_payment_that_settled_without_an_answer_is_one_job_when_sent_aga
     buyer = Buyer(vendors(plans=_with(timeouts_after_settling=1)), payer)
     order, payment_id = await buyer.order(), new_payment_id()
     headers = buyer.sign(await buyer.challenge(order), payment_id)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(buyer.post("/submit-job", order, **headers), 3)
+    unanswered = asyncio.create_task(buyer.post("/submit-job", order, **headers))
+    async with asyncio.timeout(20):
+        while not read(await buyer.get("/jobs", key=payment_id))["jobs"]:
+            await asyncio.sleep(0.02)
+        await asyncio.wait([unanswered], timeout=0.2)
+    assert not unanswered.done()
+    unanswered.cancel()
     assert chain.balance(VENDOR_1) == 1_400_000
 
     reply = await buyer.post("/submit-job", order, **headers)
@@ -344,10 +348,9 @@ async def test_a_dead_facilitator_is_503_and_never_a_fresh_402(vendors: Open, pa
     buyer = Buyer(vendors(), payer)
     order = await buyer.order()
     headers = buyer.sign(await buyer.challenge(order), new_payment_id())
-    client = vendors()
-    client.app.state.shop.cashier.desk.facilitator._http._transport = httpx.ASGITransport(_dead)
 
-    reply = await Buyer(client, payer).post("/submit-job", order, **headers)
+    without = Buyer(vendors(transport=httpx.ASGITransport(_dead)), payer)
+    reply = await without.post("/submit-job", order, **headers)
 
     assert (code(reply), reply.headers["retry-after"]) == ("facilitator_unavailable", "1")
     assert "payment-required" not in reply.headers
@@ -360,22 +363,28 @@ async def _dead(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": b"down for maintenance"})
 
 
-async def test_a_crash_between_settlement_and_job_ends_in_the_job(vendors: Open, payer, chain: DevChain):
-    client = vendors()
-    buyer = Buyer(client, payer)
-    order, payment_id = await buyer.order(), new_payment_id()
-    headers = buyer.sign(await buyer.challenge(order), payment_id)
-    shop = client.app.state.shop
+class _Dead(BaseException):
+    """The vendors' process dies."""
 
-    class Dead(BaseException):
-        pass
 
-    async def die(*_):
-        raise Dead
+class _DiesWhenSettled(httpx.ASGITransport):
+    """Carries requests to the facilitator; the process dies before it hears that a settlement was made."""
 
-    shop.store.start_job = die
-    with pytest.raises(BaseException):  # noqa: B017, PT011 - the process dies; the app's task group may wrap it
-        await buyer.post("/submit-job", order, **headers)
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if request.url.path == "/settle":
+            raise _Dead
+        return response
+
+
+async def test_a_crash_between_settlement_and_job_ends_in_the_job(
+    vendors: Open, payer, chain: DevChain, facilitator: FastAPI
+):
+    mortal = Buyer(vendors(transport=_DiesWhenSettled(facilitator)), payer)
+    order, payment_id = await mortal.order(), new_payment_id()
+    headers = mortal.sign(await mortal.challenge(order), payment_id)
+    with pytest.raises(_Dead):
+        await mortal.post("/submit-job", order, **headers)
     assert chain.balance(VENDOR_1) == 1_400_000
 
     reborn = Buyer(vendors(), payer)

@@ -117,6 +117,10 @@ class RunMachine(RuleBasedStateMachine):
         part = Decimal(progress) / 10
         return events.JobObserved(at=self.now(), job_id=job.job_id, status=status, progress=part, cursor="1")
 
+    @rule()
+    def refuse(self) -> None:
+        self.happen(events.Refused(at=self.now(), code="bad_refund", detail="not a hash"))
+
     @precondition(lambda self: self.run.status not in RUN_ENDS and not self.payments(*OPEN_PAYMENTS))
     @rule(status=st.sampled_from(sorted(RUN_ENDS)))
     def end(self, status: str) -> None:
