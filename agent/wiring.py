@@ -32,7 +32,7 @@ def open_store(settings: AgentSettings) -> Store:
     """Return the store that DATABASE_URL names; nothing is connected yet. Raises ValueError for an unknown kind."""
     url = settings.database_url.get_secret_value()
     scheme = urlsplit(url).scheme
-    if scheme == "sqlite":
+    if url.startswith("sqlite:///"):
         from agent.edges.store_sqlite import SqliteStore
 
         return SqliteStore(Path(url.removeprefix("sqlite:///")).expanduser())

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request
 
 from agent.cancel import cancel
+from agent.core.states import RUN_MOVES
 from agent.core.views import action_document, run_document
 from agent.ports import Agent
 from agent.start import start
@@ -20,7 +21,11 @@ from wire.control import (
     StartRequest,
     StatusReply,
     TickReply,
+    TickRequest,
 )
+
+# One of a run's states; empty is any.
+_STATUS = f"^({'|'.join(RUN_MOVES)})?$"
 
 router = APIRouter(route_class=ExactRoute)
 
@@ -60,11 +65,11 @@ async def agent_status(agent: TheAgent, run_id: Annotated[str, Query(alias="runI
 @router.get("/agent-runs", response_model=RunsReply)
 async def agent_runs(
     agent: TheAgent,
-    state: Annotated[str | None, Query(alias="status")] = None,
+    state: Annotated[str, Query(alias="status", pattern=_STATUS)] = "",
     cursor: Annotated[str | None, Query(max_length=1_000)] = None,
 ) -> JsonReply:
     """Return runs, newest first, a page at a time."""
-    page = await runs(agent, state, cursor)
+    page = await runs(agent, state or None, cursor)
     return JsonReply(RunsReply(runs=tuple(run_document(run) for run in page.runs), cursor=page.cursor))
 
 
@@ -88,10 +93,10 @@ async def health(agent: TheAgent) -> JsonReply:
     )
 
 
-def _named(body: RunIdRequest | None, run_id: str | None) -> str:
+def _named(body: TickRequest | None, run_id: str | None) -> str:
     from fastapi.exceptions import RequestValidationError
 
-    if body is not None:
+    if body is not None and body.run_id is not None:
         return body.run_id
     if run_id is not None:
         return run_id

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("livery.serve")
 
+BACKLOG = 128
+
 
 class CannotServe(Exception):
     """The address cannot be served; the message says why and what to do."""
@@ -32,7 +34,7 @@ def is_loopback(host: str) -> bool:
 
 def bound_socket(host: str, port: int, *, chosen: bool) -> socket.socket:
     """
-    Return a socket bound to `host:port`; a taken default port is replaced by a free one.
+    Return a socket listening at `host:port`; a taken default port is replaced by a free one.
 
     Args:
         chosen: the owner set the port, so a taken one is an error.
@@ -46,6 +48,8 @@ def bound_socket(host: str, port: int, *, chosen: bool) -> socket.socket:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             server.bind((host, candidate))
+            # From here on callers wait in the queue until the application is up; none is turned away.
+            server.listen(BACKLOG)
             return server
         except OSError as error:
             server.close()

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wire import decimal_json
 from wire.model import Body
@@ -87,7 +87,6 @@ def create_door(
         title=title,
         version=version,
         description=description,
-        max_body_size=BODY_BYTES_MAX,
         strict_content_type=False,
         redirect_slashes=False,
         responses={code: {"model": ProblemDocument} for code in (404, 409, 422, 503)},
@@ -103,7 +102,7 @@ def create_door(
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_request)
     app.add_exception_handler(Exception, _fail)
-    app.add_middleware(_HeaderLimit)
+    app.add_middleware(_Sizes)
     return app
 
 
@@ -127,23 +126,38 @@ async def _fail(request: Request, error: Exception) -> Response:
     return ProblemReply(problem_document("internal", type(error).__name__))
 
 
-class _HeaderLimit:
-    """Refuses requests whose headers are larger than any honest payment's."""
+class _Sizes:
+    """Refuses requests whose headers or body are larger than any honest one's."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] == "http"
-            and sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES_MAX
-        ):
-            reply = ProblemReply(
-                problem_document("header_too_large", f"headers may be {HEADER_BYTES_MAX} bytes in all")
-            )
-            await reply(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES_MAX:
+            await _refuse_size("header_too_large", HEADER_BYTES_MAX)(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
+            await _refuse_size("body_too_large", BODY_BYTES_MAX)(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > BODY_BYTES_MAX:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+
+def _refuse_size(code: str, bytes_max: int) -> Response:
+    return ProblemReply(problem_document(code, f"at most {bytes_max} bytes in all"))
 
 
 assert all(code in PROBLEMS for code in _STATUS_CODES.values())

@@ -1,4 +1,4 @@
-"""The vendors' HTTP door, wired: `create_app` for tests and for `serve`."""
+"""The vendors' HTTP door, wired: `create_app` for tests and for the CLI."""
 
 import time
 from collections.abc import AsyncIterator
@@ -9,13 +9,13 @@ import httpx
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from inbound.web import create_door
 from outbound.http import HttpClient
 from vendor_mock.catalogue import VendorPlan
 from vendor_mock.config import VendorMockSettings
-from vendor_mock.errors import install_errors
+from vendor_mock.errors import ERRORS, problem_of
 from vendor_mock.routes import free, router
 from vendor_mock.shop import Clock, Shop, open_shop
-from wire.problems import ProblemDocument
 
 _ABOUT = "How somebody who rents GPUs talks to somebody who sells them. Money is decimal USDC; /submit-job takes x402."
 
@@ -41,11 +41,17 @@ def create_app(
         SetupError: a vendor has no secret, key or price.
     """
     shop = open_shop(settings, plans, None if transport is None else HttpClient(transport), clock)
-    app = FastAPI(title="Livery vendor API", version="1", description=_ABOUT, lifespan=_lifespan)
+    app = create_door(
+        title="Livery vendor API",
+        version="1",
+        description=_ABOUT,
+        errors=ERRORS,
+        translate=problem_of,
+        lifespan=_lifespan,
+    )
     app.state.shop = shop
     app.include_router(router)
     app.include_router(free)
-    install_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -62,10 +68,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, kept after the first time."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
-        schemas = document["components"]["schemas"]
-        schemas["ProblemDocument"] = ProblemDocument.model_json_schema(by_alias=True)
         for framework_made in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(framework_made, None)
+            document["components"]["schemas"].pop(framework_made, None)
         document["components"]["securitySchemes"] = {"vendorSecret": {"type": "http", "scheme": "bearer"}}
         _describe(document["paths"])
         app.openapi_schema = document

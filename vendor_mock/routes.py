@@ -8,17 +8,16 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.routing import APIRoute
 from starlette.responses import HTMLResponse, Response
 
 from cashier.core.model import PaidRequest
+from inbound.web import ExactRoute, JsonReply, ProblemReply
 from vendor_mock import simulation
-from vendor_mock.bodies import described, read_bytes, reads
 from vendor_mock.catalogue import Vendor
-from vendor_mock.errors import VendorApiError, problem
+from vendor_mock.errors import VendorApiError, problem_of
 from vendor_mock.shop import Shop, money
 from vendor_mock.simulation import TERMINAL, Job
-from wire.model import Body
+from wire.problems import ProblemDocument
 from wire.vendor import (
     VENDOR_ID_HEADER,
     Artifact,
@@ -62,13 +61,20 @@ def vendor_of(request: Request) -> Vendor:
     return vendor
 
 
-class VendorRoute(APIRoute):
+class VendorRoute(ExactRoute):
     """A route that waits until the shop is open, and on which the vendor's scripted faults happen."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
+            try:
+                return await with_faults(request)
+            except VendorApiError as error:
+                challenge = {"www-authenticate": "Bearer"} if error.code == "bad_vendor_secret" else None
+                return ProblemReply(problem_of(error), challenge)
+
+        async def with_faults(request: Request) -> Response:
             shop = shop_of(request)
             await shop.open()
             vendor = named_vendor(request)
@@ -78,7 +84,7 @@ class VendorRoute(APIRoute):
             if faults.slow_seconds:
                 await asyncio.sleep(float(faults.slow_seconds))
             if shop.faults.take_error(vendor.vendor_id):
-                return problem("vendor_fault", f"{vendor.vendor_id} was told to fail here")
+                raise VendorApiError("vendor_fault", f"{vendor.vendor_id} was told to fail here")
             response = HTMLResponse(_HTML) if faults.answer_html else await handle(request)
             if faults.header_bytes:
                 response.headers["x-padding"] = "x" * faults.header_bytes
@@ -88,8 +94,7 @@ class VendorRoute(APIRoute):
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
-    return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
+    return {status: {"description": _MEANINGS[status], "model": ProblemDocument} for status in statuses}
 
 
 _MEANINGS = {
@@ -119,27 +124,25 @@ Cursor = Annotated[str | None, Query(min_length=1, max_length=256, description="
 @router.get("/offers", response_model=OffersReply, responses=_EVERY)
 async def offers(vendor: VendorHere, shop: ShopHere) -> Response:
     """The vendor's catalogue: GPU types, prices, what is free now."""
-    return _json(await shop.offers(vendor))
+    return JsonReply(await shop.offers(vendor))
 
 
-@router.post("/quote", response_model=Quote, responses=_WITH_BODY, openapi_extra=described(QuoteRequest))
-async def quote(
-    vendor: VendorHere, shop: ShopHere, body: Annotated[QuoteRequest, Depends(reads(QuoteRequest))]
-) -> Response:
+@router.post("/quote", response_model=Quote, responses=_WITH_BODY)
+async def quote(vendor: VendorHere, shop: ShopHere, body: QuoteRequest) -> Response:
     """A binding price for one job."""
-    return _json(await shop.quote(vendor, body))
+    return JsonReply(await shop.quote(vendor, body))
 
 
-@router.post("/submit-job", response_model=SubmitReply, responses=_PAID, openapi_extra=described(SubmitRequest))
+@router.post("/submit-job", response_model=SubmitReply, responses=_PAID)
 async def submit_job(
     request: Request,
     vendor: VendorHere,
     shop: ShopHere,
-    body: Annotated[SubmitRequest, Depends(reads(SubmitRequest))],
+    body: SubmitRequest,
 ) -> Response:
     """Start a quoted job, paid with x402. The same request with the same payment gets the same answer."""
     paid = PaidRequest(
-        method=request.method, url=str(request.url), headers=dict(request.headers), body=await read_bytes(request)
+        method=request.method, url=str(request.url), headers=dict(request.headers), body=await request.body()
     )
     answer = await shop.submit(vendor, body, paid)
     if answer.status == 200 and shop.faults.take_timeout(vendor.vendor_id):
@@ -152,7 +155,7 @@ async def jobs(
     vendor: VendorHere, shop: ShopHere, key: Annotated[str, Query(min_length=1, max_length=256)]
 ) -> Response:
     """The job that a payment id bought; none is no error."""
-    return _json(await shop.find(vendor, key))
+    return JsonReply(await shop.find(vendor, key))
 
 
 @router.get("/job-status", response_model=JobStatus, responses=_EVERY)
@@ -161,18 +164,18 @@ async def job_status(
 ) -> Response:
     """How the job stands, with the log lines since a cursor. Each poll of a mock's job moves it by an epoch."""
     start = _line(since)
-    return _json(_status(request, shop, vendor, await shop.poll(vendor, vendor_job_id), start))
+    return JsonReply(_status(request, shop, vendor, await shop.poll(vendor, vendor_job_id), start))
 
 
-@router.post("/cancel-job", response_model=JobStatus, responses=_WITH_BODY, openapi_extra=described(CancelRequest))
+@router.post("/cancel-job", response_model=JobStatus, responses=_WITH_BODY)
 async def cancel_job(
     request: Request,
     vendor: VendorHere,
     shop: ShopHere,
-    body: Annotated[CancelRequest, Depends(reads(CancelRequest))],
+    body: CancelRequest,
 ) -> Response:
     """End the job; the unused part of its price is transferred back before this answers."""
-    return _json(_status(request, shop, vendor, await shop.cancel(vendor, body.vendor_job_id), 0))
+    return JsonReply(_status(request, shop, vendor, await shop.cancel(vendor, body.vendor_job_id), 0))
 
 
 @router.get("/artifacts/{job_id}", response_model=ArtifactsReply, responses=_EVERY)
@@ -188,7 +191,7 @@ async def artifacts(request: Request, vendor: VendorHere, shop: ShopHere, job_id
         )
         for name, content in simulation.artifacts(job).items()
     ]
-    return _json(ArtifactsReply(artifacts=tuple(listed)))
+    return JsonReply(ArtifactsReply(artifacts=tuple(listed)))
 
 
 @free.get("/artifacts/{job_id}/{name}", responses=_problems(404), response_class=Response)
@@ -209,7 +212,7 @@ async def artifact(
 @free.get("/health", response_model=VendorHealth)
 async def health(shop: ShopHere) -> Response:
     """Whether the server is up, and whom it serves."""
-    return _json(VendorHealth(vendors=tuple(shop.vendors)))
+    return JsonReply(VendorHealth(vendors=tuple(shop.vendors)))
 
 
 def _status(request: Request, shop: Shop, vendor: Vendor, job: Job, start: int) -> JobStatus:
@@ -256,10 +259,6 @@ def _artifact_url(request: Request, vendor: Vendor, job: Job, name: str) -> str:
 def _signature(vendor: Vendor, job: Job, name: str) -> str:
     key = vendor.secret.get_secret_value().encode()
     return hmac.new(key, f"{job.job_id}/{name}".encode(), hashlib.sha256).hexdigest()
-
-
-def _json(body: Body) -> Response:
-    return Response(body.to_json(), media_type="application/json")
 
 
 async def _hang(request: Request) -> None:

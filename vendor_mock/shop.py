@@ -17,7 +17,6 @@ from cashier.core.model import Answer, PaidRequest, Price, Sale
 from cashier.wiring import Cashier, open_cashier
 from outbound.http import HttpClient
 from vendor_mock import simulation
-from vendor_mock.bodies import parse
 from vendor_mock.catalogue import Gpu, Vendor, VendorPlan, open_catalogue
 from vendor_mock.config import VendorMockSettings
 from vendor_mock.errors import VendorApiError
@@ -127,7 +126,7 @@ class Shop:
 
     async def _start(self, sale: Sale) -> dict[str, Any]:
         """Start the job of a sale, or find it: what the request asked for is in the sale."""
-        submit = parse(SubmitRequest, sale.body)
+        submit = SubmitRequest.from_json(sale.body)
         template = await self.store.find_template(submit.vendor_job_template_id)
         if template is None:
             raise RuntimeError(f"the template of payment {sale.payment_id} is gone")

@@ -2,16 +2,37 @@
 The control plane's API: bodies of start, tick, status, runs and cancel. Money is decimal JSON numbers.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from wire.decimal_json import DecimalNumber, JsonObject
 from wire.model import Body
 from wire.money import HOURS_STEP
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def _only_text(value: Any) -> Any:
+    if not isinstance(value, str | datetime):
+        raise ValueError("must be an RFC 3339 time")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be between the years 1 and 9999 in UTC") from None
+
+
+Instant = Annotated[
+    AwareDatetime,
+    BeforeValidator(_only_text),
+    AfterValidator(_in_utc),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 Goal = Annotated[str, StringConstraints(min_length=1, max_length=4_000)]
 
 
@@ -36,12 +57,18 @@ class StartRequest(Body):
     budget_total: DecimalNumber
     user_id: Label = "local"
     job: JobRequest = JobRequest()
-    deadline: AwareDatetime | None = None
+    deadline: Instant | None = None
     max_price_per_hour: DecimalNumber | None = None
 
 
+class TickRequest(Body):
+    """POST /api/agent-tick; a run that is not named here is named in the query."""
+
+    run_id: str | None = None
+
+
 class RunIdRequest(Body):
-    """POST /api/agent-tick and /api/agent-cancel. What cannot be an id is an unknown id."""
+    """POST /api/agent-cancel. What cannot be an id is an unknown id."""
 
     run_id: str
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -78,18 +79,20 @@ class TickRecord:
     action: Annotated[Action, Field(discriminator="kind")]
 
 
-_CODEC: TypeAdapter[TickRecord] = TypeAdapter(TickRecord)
+@cache
+def _codec() -> TypeAdapter[TickRecord]:
+    return TypeAdapter(TickRecord)
 
 
 def tick_document(record: TickRecord) -> dict[str, Any]:
     """Return `record` as JSON values."""
-    document: dict[str, Any] = _CODEC.dump_python(record, mode="json")
+    document: dict[str, Any] = _codec().dump_python(record, mode="json")
     return document
 
 
 def tick_from(document: dict[str, Any]) -> TickRecord:
     """Return the record that `tick_document` wrote."""
-    return _CODEC.validate_python(document)
+    return _codec().validate_python(document)
 
 
 def active_jobs(run: Run) -> tuple[Job, ...]:
@@ -99,11 +102,8 @@ def active_jobs(run: Run) -> tuple[Job, ...]:
 
 def decide(run: Run, facts: Facts, now: datetime) -> Action:
     """Return what to do next. AskPlanner means: ask, put the answer into `facts`, decide again."""
-    for rule in _RULES:
-        action = rule(run, facts, now)
-        if action is not None:
-            return action
-    raise AssertionError("the last rule always decides")
+    actions = (rule(run, facts, now) for rule in _RULES)
+    return next(action for action in actions if action is not None)
 
 
 def stop_wanted(run: Run, cancel_requested_at: datetime | None, now: datetime) -> tuple[RunStatus, str] | None:

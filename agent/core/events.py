@@ -7,11 +7,13 @@ Every event says `at`, so that folding the log again gives the same run, to the 
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
 from agent.core.model import Job, JobState, Payment, Phase, Run, RunStatus
+from agent.core.planning import WishedHours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class Decided:
     reason: str
     phase: Phase
     vendor_id: str | None = None
-    max_hours: Decimal | None = None
+    max_hours: WishedHours | None = None
     mode: str
     prompt: str = ""
     raw: str = ""
@@ -206,15 +208,19 @@ Event = (
     | RunEnded
 )
 
-_CODEC: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+@cache
+def _codec() -> TypeAdapter[Event]:
+    # Built when it is first needed: it takes longer than importing all the rest of this room.
+    return TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
 def event_document(event: Event) -> dict[str, Any]:
     """Return `event` as JSON values: decimals and times as text."""
-    document: dict[str, Any] = _CODEC.dump_python(event, mode="json")
+    document: dict[str, Any] = _codec().dump_python(event, mode="json")
     return document
 
 
 def event_from(document: dict[str, Any]) -> Event:
     """Return the event that `event_document` wrote."""
-    return _CODEC.validate_python(document, strict=False)
+    return _codec().validate_python(document, strict=False)

@@ -5,10 +5,15 @@ What a planner answers, before `decide` checks it against the run; and the plann
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from agent.core.model import Run, Vendor
 from wire.money import HOURS_STEP, hours_bought
+
+# A model may propose NaN hours: `decide` refuses them, and the log that says so must stay readable.
+WishedHours = Annotated[Decimal, Field(allow_inf_nan=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +27,7 @@ class Proposal:
     action: Literal["start_job", "wait", "abort"]
     reason: str
     vendor_id: str | None = None
-    max_hours: Decimal | None = None
+    max_hours: WishedHours | None = None
     code: str | None = None
     mode: str = "stub"
     prompt: str = ""

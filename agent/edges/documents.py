@@ -9,6 +9,7 @@ one JSON text: its keys and numbers are theirs, and a database has opinions on b
 """
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -146,7 +147,7 @@ def _encode_free(value: Any) -> str | None:
         return None
     try:
         return decimal_json.dumps(value).decode()
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise Bug(f"this has no JSON form: {error}") from error
 
 
@@ -175,7 +176,8 @@ def _decode_fields(kind: type, document: Mapping[str, Any]) -> Document:
             if value is not None and inner is not None:
                 value = _decode_fields(inner, value)
             elif value is not None and field.name in _FREE_FORM:
-                value = decimal_json.loads(value)
+                # Not `decimal_json.loads`: its limits are for strangers, and what `dumps` wrote may be deeper.
+                value = json.loads(value, parse_float=Decimal)
                 # As it went in: a log's hashes and its replay see 1e-7, not Decimal("1E-7").
                 value = value if field.name in _DECIMAL else decimal_json.plain(value)
             found[field.name] = value

@@ -183,7 +183,8 @@ def _read(kind: type[BodyT], reply: HttpReply) -> BodyT:
         return kind.from_json(reply.content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
+        # A place may be a key of the vendor's own making, a megabyte long.
+        where = ".".join(str(part) for part in first["loc"])[:DETAIL_CHARS_MAX] or "body"
         raise VendorGarbled(f"{kind.__name__}.{where}: {first['msg']}") from None
     except ValueError as error:
         raise VendorGarbled(f"the answer is not JSON: {error}") from None

@@ -66,7 +66,10 @@ def account_from_keystore(path: Path, password: str) -> "BaseAccount":
         key = Account.decrypt(json.loads(path.read_text()), password)
     except FileNotFoundError:
         raise WalletError(f"there is no keystore at {path}") from None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise WalletError(f"the keystore at {path} cannot be read: {error.strerror}") from None
+    except Exception:
+        # Wrong password, other JSON, a cipher or version that eth-keyfile does not know: it fails in many ways.
         raise WalletError(f"the keystore at {path} does not open with this password") from None
     account: BaseAccount = Account.from_key(key)
     return account
@@ -100,4 +103,6 @@ def write_secret(path: Path, secret: str) -> str:
         raise WalletError(f"there is a file at {path} already; it is never overwritten") from None
     with os.fdopen(descriptor, "w") as file:
         file.write(secret)
+        file.flush()
+        os.fsync(descriptor)
     return secret

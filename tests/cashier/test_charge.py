@@ -25,8 +25,8 @@ from wire.x402 import (
     PAYMENT_IDENTIFIER,
     PaymentPayload,
     PaymentRequired,
-    decode_header,
     declare_payment_identifier,
+    decode_header,
     encode_header,
     with_payment_identifier,
 )

@@ -64,6 +64,10 @@ def test_what_is_settled_is_a_sale(state):
     assert sale_of(replace(TAKING, state=state, transaction="0xee")).transaction == "0xee"
 
 
+def test_a_row_begins_with_nothing_done():
+    assert (TAKING.state, TAKING.from_block, TAKING.transaction, TAKING.answer) == ("claimed", 0, None, None)
+
+
 def test_a_request_without_a_payment_holds_no_cheque():
     assert read_cheque(request_with()) is None
 

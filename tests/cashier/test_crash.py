@@ -86,9 +86,11 @@ async def test_a_crash_while_the_settlement_is_lost_is_recovered_through_the_cha
 
 
 async def _left_settling(world: World):
-    payment = world.cheque(valid_before=str(world.clock_s + 60))
+    payment = world.cheque(valid_before=str(world.clock_s + 250))
     world.facilitator.steps["settle"] = [says(b"garbage")]
-    await world.pay(world.cashier(), payment)
+    answer = await world.pay(world.cashier(), payment)
+    assert answer.status == 503, answer
+    assert world.facilitator.calls == ["verify", "settle"], answer
     return payment
 
 
@@ -103,7 +105,7 @@ async def test_what_may_still_settle_stays_open(world: World):
 
 async def test_a_lapsed_cheque_is_void_when_finalised_time_is_past_it(world: World):
     await _left_settling(world)
-    world.chain.increase_time(120)
+    world.chain.increase_time(400)
 
     assert await world.cashier().recover(world.start) == Recovered(open=1)
     world.chain.mine(3)
@@ -114,7 +116,7 @@ async def test_a_lapsed_cheque_is_void_when_finalised_time_is_past_it(world: Wor
 async def test_a_lapsed_cheque_that_was_settled_in_time_is_served(world: World):
     payment = await _left_settling(world)
     world.settle_outside(payment)
-    world.chain.increase_time(120)
+    world.chain.increase_time(400)
     world.chain.mine(3)
 
     assert await world.cashier().recover(world.start) == Recovered(served=1)

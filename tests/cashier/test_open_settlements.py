@@ -178,6 +178,23 @@ async def test_a_refusal_at_the_verification_says_why(world: World, said, status
     assert world.facilitator.calls == ["verify"]
 
 
+@pytest.mark.parametrize("verb", ["verify", "settle"])
+async def test_the_facilitator_is_asked_about_the_payment_as_it_came_and_the_requirements_as_they_were_made(
+    world: World, verb
+):
+    payment, heard = world.cheque(), []
+
+    async def listen(body: bytes) -> Response:
+        heard.append(json.loads(body))
+        return await world.facilitator.ask(verb, body)
+
+    world.facilitator.steps[verb] = [listen]
+    await world.pay(world.cashier(), payment)
+
+    asked = {"x402Version": 2, "paymentPayload": payment.document(), "paymentRequirements": world.asked().document()}
+    assert heard == [asked]
+
+
 async def test_a_facilitator_that_is_not_there_is_503(world: World):
     from cashier.edges.facilitator_http import HttpFacilitator
     from outbound.http import HttpClient

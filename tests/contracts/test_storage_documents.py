@@ -28,7 +28,7 @@ from wire import decimal_json
 INT64_MAX = 2**63 - 1
 
 # Numbers of free-form JSON are floats where they are not whole, as `plain` made them when they came in.
-numbers = st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.floats(allow_nan=False, allow_infinity=False).map(lambda number: decimal_json.plain(Decimal(repr(number))))
 
 # What can be text in UTF-8: any character but half of a pair.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -95,6 +95,14 @@ def test_a_run_is_what_it_was_after_any_storage(through: Any, run: Run) -> None:
 @given(model=of(Entry) | of(Vendor))
 def test_entries_and_vendors_are_what_they_were_after_any_storage(through: Any, model: Entry | Vendor) -> None:
     assert decode(type(model), through(encode(model))) == model
+
+
+def test_what_others_sent_comes_back_however_deep_or_large() -> None:
+    deep: Any = 1.5
+    for _ in range(decimal_json.DEPTH_MAX_WRITTEN - 10):
+        deep = [deep]
+    sent = {"deep": deep, "large": 1e30, "small": 1e-300, "whole": INT64_MAX}
+    assert decode(Entry, encode(an_entry("run_1", 1, data=sent))).data == sent
 
 
 def test_the_fields_have_the_names_that_others_know() -> None:

@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from chain.devchain import dev_account
 from vendor_mock.app import create_app
 from vendor_mock.catalogue import DEFAULT_PLANS, FIRST_DEV_ACCOUNT, SetupError, VendorPlan, open_catalogue
 from vendor_mock.config import VendorMockSettings
-from vendor_mock.serve import PortTaken, listen
 from vendor_mock.simulation import fate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +27,7 @@ def _settings(**fields) -> VendorMockSettings:
 
 
 def test_there_is_no_default_secret():
-    with pytest.raises(ValidationError, match="secret|SECRET"):
+    with pytest.raises(ValidationError, match="SECRET"):
         VendorMockSettings()
 
 
@@ -164,10 +161,10 @@ def test_the_published_description_is_the_one_the_app_gives():
     assert published == app.openapi(), "write it again: python -m vendor_mock.describe > docs/vendor-openapi.json"
 
 
-def _start(tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
+def _start(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     clean = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     return subprocess.Popen(
-        [sys.executable, "-m", "vendor_mock"],
+        [sys.executable, "-c", "from cli.app import main; main()", "vendor-mock", *arguments],
         cwd=tmp_path,
         env={**clean, "PYTHONPATH": str(ROOT), "LIVERY_VENDOR_MOCK_DATABASE": str(tmp_path / "v.db"), **environment},
         stdout=subprocess.PIPE,
@@ -176,72 +173,39 @@ def _start(tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-@contextmanager
-def _serving(tmp_path: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Yield the server and its address, as its first line says it."""
-    process = _start(tmp_path, GPU_VENDOR_SECRET="s", **environment)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("vendor mock: http://"), process.stderr.read()
-        yield process, line.split()[2]
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.row(39)
-def test_without_a_secret_the_server_does_not_start(tmp_path):
-    process = _start(tmp_path)
-    _, complaint = process.communicate(timeout=30)
-
-    assert process.returncode == 2
-    assert complaint == "vendor-mock: GPU_VENDOR_SECRET is not set; it is the bearer secret that buyers must send\n"
-
-
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"FAIL_RATE": "2"}, "less than or equal to 1"),
-        ({"LIVERY_VENDOR_MOCK_VENDORS_FILE": "nowhere.json"}, "cannot be read"),
+        ({}, "GPU_VENDOR_SECRET is not set"),
+        ({"GPU_VENDOR_SECRET": "s", "FAIL_RATE": "2"}, "less than or equal to 1"),
+        ({"GPU_VENDOR_SECRET": "s", "LIVERY_VENDOR_MOCK_VENDORS_FILE": "nowhere.json"}, "cannot be read"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(tmp_path, environment, said):
-    process = _start(tmp_path, GPU_VENDOR_SECRET="s", **environment)
+def test_without_a_secret_or_with_a_wrong_setting_the_server_does_not_start(tmp_path, environment, said):
+    process = _start(tmp_path, **environment)
     _, complaint = process.communicate(timeout=30)
 
-    assert process.returncode == 2
+    assert process.returncode != 0
     assert said in complaint
-    assert complaint.count("\n") == 1
+    assert "Traceback" not in complaint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_server_serves_until_a_signal_and_exits_0(tmp_path, number):
-    with _serving(tmp_path, PORT="0") as (process, url):
-        assert httpx.get(f"{url}/health").json()["status"] == "ok"
-        said = process.stdout.readline()
+    process = _start(tmp_path, GPU_VENDOR_SECRET="s", PORT="0")
+    try:
+        url = process.stderr.readline().split()[-1]
+        deadline_s = time.monotonic() + 20
+        while True:
+            try:
+                assert httpx.get(f"{url}/health").json()["status"] == "ok"
+                break
+            except httpx.ConnectError:
+                assert time.monotonic() < deadline_s
         process.send_signal(number)
-        output, complaint = process.communicate(timeout=30)
-
-    assert (process.returncode, output, complaint) == (0, "", "")
-    assert "test accounts of a local chain" in said
-
-
-def test_a_port_that_was_set_and_is_taken_is_an_error(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port = holder.getsockname()[1]
-        process = _start(tmp_path, GPU_VENDOR_SECRET="s", PORT=str(port))
-        _, complaint = process.communicate(timeout=30)
-
-    assert process.returncode == 2
-    assert f"port {port} of 127.0.0.1 cannot be used" in complaint
-
-
-def test_a_default_port_gives_way_when_it_is_taken():
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        taken = holder.getsockname()[1]
-        with listen("127.0.0.1", taken, chosen=False) as listener:
-            assert listener.getsockname()[1] not in (0, taken)
-        with pytest.raises(PortTaken, match=f"port {taken} of 127.0.0.1 cannot be used: "):
-            listen("127.0.0.1", taken, chosen=True)
-    with listen("127.0.0.1", taken, chosen=True) as listener:
-        assert listener.getsockname()[1] == taken
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()

@@ -123,7 +123,7 @@ def test_a_reservation_takes_from_what_is_available() -> None:
 
 def test_no_more_is_reserved_than_is_available() -> None:
     run = a_run(budget=a_budget(PRICE - 1, 0, 0))
-    with pytest.raises(AssertionError, match="the budget does not balance"):
+    with pytest.raises(AssertionError, match=r"the budget does not balance"):
         apply(run, events.PaymentReserved(at=at(1), payment=a_payment(1)))
 
 

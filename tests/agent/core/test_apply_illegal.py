@@ -23,7 +23,7 @@ def a_running_run(job: dict[str, Any], payment: dict[str, Any]) -> Run:
 @pytest.mark.parametrize("status", ["pending", "unknown"])
 def test_a_run_does_not_end_while_a_payment_is_open(status: str) -> None:
     run = a_run(payments=(a_payment(9, status="completed"), a_payment(1, status=status)), budget=BUDGET)
-    with pytest.raises(IllegalMove, match="^a run does not end while run_1-payment-1 is open$"):
+    with pytest.raises(IllegalMove, match=r"^a run does not end while run_1-payment-1 is open$"):
         apply(run, events.RunEnded(at=at(1), status="cancelled"))
 
 

@@ -16,9 +16,7 @@ MOVES = {"reserve": reserved, "spend": spent, "release": released, "refund": ref
     st.integers(1, ATOMIC_MAX),
     st.lists(st.tuples(st.sampled_from(sorted(MOVES)), st.integers(0, 12), st.integers(1, 10)), max_size=40),
 )
-def test_no_interleaving_of_moves_unbalances_a_budget(
-    total_atomic: int, moves: list[tuple[str, int, int]]
-) -> None:
+def test_no_interleaving_of_moves_unbalances_a_budget(total_atomic: int, moves: list[tuple[str, int, int]]) -> None:
     budget = opened(total_atomic)
     for name, part, of in moves:
         amount_atomic = total_atomic * part // of
@@ -60,7 +58,7 @@ def test_a_move_takes_all_there_is_and_not_one_unit_more(name: str) -> None:
     before = a_budget(10, 10, 10)
     after = MOVES[name](before, 10)
     assert sorted((after.available_atomic, after.reserved_atomic, after.spent_atomic)) == [0, 10, 20]
-    with pytest.raises(AssertionError, match="the budget does not balance"):
+    with pytest.raises(AssertionError, match=r"the budget does not balance"):
         MOVES[name](before, 11)
 
 
@@ -76,5 +74,5 @@ def test_what_does_not_balance_or_is_negative_is_no_budget(
     total: int, available: int, reserved: int, spent: int
 ) -> None:
     budget = Budget(total_atomic=total, available_atomic=available, reserved_atomic=reserved, spent_atomic=spent)
-    with pytest.raises(AssertionError, match="the budget does not balance: Budget"):
+    with pytest.raises(AssertionError, match=r"the budget does not balance: Budget"):
         checked(budget)

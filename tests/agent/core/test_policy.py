@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from agent.core import ledger, policy
 from agent.core.policy import Hold, Refusal, check_caps, check_quote, choose_requirements, holds_for, refusal_of
 from tests.agent.core import values
-from tests.agent.core.values import PAY_TO, PAYER, PRICE, USDC, a_job, a_payment, a_run, a_vendor, required, requirements
+from tests.agent.core.values import (
+    PAY_TO,
+    PAYER,
+    PRICE,
+    USDC,
+    a_job,
+    a_payment,
+    a_run,
+    a_vendor,
+    required,
+    requirements,
+)
 from wire.problems import REFUSALS
 
 OTHER = "0x" + "99" * 20
@@ -160,14 +171,14 @@ def test_a_cap_holds_to_its_last_unit(cap: str, code: str, detail: str) -> None:
 def test_the_budget_is_spent_to_its_last_unit() -> None:
     run = a_run(budget=ledger.opened(1_000_000))
     assert check_caps(values.policy(), run, 1_000_000) is None
-    assert check_caps(values.policy(), run, 1_000_001) == Refusal(
-        "over_budget", "1000001 is above the 1000000 left"
-    )
+    assert check_caps(values.policy(), run, 1_000_001) == Refusal("over_budget", "1000001 is above the 1000000 left")
 
 
 def test_a_runs_cap_counts_every_payment_that_was_not_proven_unpaid() -> None:
     counted = [a_payment(n, status=state, amount_atomic=10**n) for n, state in enumerate(("pending", "unknown"))]
-    counted += [a_payment(n + 2, status=state, amount_atomic=10 ** (n + 2)) for n, state in enumerate(("completed", "refunded"))]
+    counted += [
+        a_payment(n + 2, status=state, amount_atomic=10 ** (n + 2)) for n, state in enumerate(("completed", "refunded"))
+    ]
     run = a_run(payments=(*counted, a_payment(9, status="failed", amount_atomic=10**6)))
     assert check_caps(values.policy(run_atomic_max=2_111), run, 1_000) is None
     assert check_caps(values.policy(run_atomic_max=2_110), run, 1_000) == Refusal(
@@ -226,7 +237,7 @@ def test_a_quote_is_held_against_the_runs_price_per_hour() -> None:
 
 def test_a_refusal_has_a_code_that_the_table_explains() -> None:
     assert str(Refusal("over_budget", "too much")) == "over_budget: too much"
-    with pytest.raises(AssertionError, match="nonsense is not in wire.problems.REFUSALS"):
+    with pytest.raises(AssertionError, match=r"nonsense is not in wire.problems.REFUSALS"):
         Refusal("nonsense", "")
 
 

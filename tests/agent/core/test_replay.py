@@ -1,0 +1,101 @@
+"""A recorded run folds to itself, decision by decision; a tampered one is found out."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.core import events
+from agent.core.decide import AskPlanner, EndRun, StartJob, TickRecord, Wait, decide, tick_document
+from agent.core.log import record, record_tick
+from agent.core.model import Entry, Run
+from agent.core.planning import first_vendor
+from agent.core.replay import Difference, Replayed, replay
+from tests.agent.core.values import EVENTS, STARTED, at, facts
+from wire import decimal_json
+
+
+def a_recorded_run() -> tuple[Run, list[Entry]]:
+    """Return a run and its log, with a decision before every event."""
+    run, entries = record(STARTED, EVENTS[:1])
+    log = list(entries)
+    for event in EVENTS[1:]:
+        known = facts(proposal=first_vendor(run, facts().vendors))
+        tick = TickRecord(now=event.at, facts=known, action=decide(run, known, event.at))
+        run, entry = record_tick(run, event.at, tick_document(tick))
+        run, entries = record(run, [event])
+        log += [entry, *entries]
+    return run, log
+
+
+def tampered(entry: Entry, **changes: Any) -> Entry:
+    return replace(entry, data={**entry.data, **changes})
+
+
+def test_a_recorded_run_folds_to_itself_and_every_decision_is_made_again() -> None:
+    run, log = a_recorded_run()
+    assert {entry.data["action"]["kind"] for entry in log if entry.type == "tick"} >= {"start_job", "wait", "end_run"}
+    assert replay(log) == Replayed(run=run, broken_at=None, differences=())
+
+
+def test_a_run_read_back_from_json_replays_the_same() -> None:
+    run, log = a_recorded_run()
+    stored = [
+        replace(entry, data=decimal_json.plain(decimal_json.loads(decimal_json.dumps(entry.data)))) for entry in log
+    ]
+    assert replay(stored) == Replayed(run=run, broken_at=None, differences=())
+
+
+def test_an_action_that_was_changed_is_a_difference_and_a_broken_chain() -> None:
+    run, log = a_recorded_run()
+    assert log[1].type == "tick"
+    log[1] = tampered(log[1], action={"kind": "end_run", "status": "failed", "reason": "cancelled", "detail": ""})
+    found = replay(log)
+    decided = decide(STARTED, facts(proposal=first_vendor(STARTED, facts().vendors)), at(1))
+    assert isinstance(decided, StartJob)
+    assert found.differences == (Difference(2, EndRun(status="failed", reason="cancelled"), decided),)
+    assert found.broken_at == 2
+    assert found.run == run
+
+
+def test_facts_that_were_changed_are_a_difference() -> None:
+    _, log = a_recorded_run()
+    log[1] = tampered(log[1], facts={**log[1].data["facts"], "proposal": None})
+    found = replay(log)
+    assert [(one.seq, one.decided) for one in found.differences] == [(2, AskPlanner())]
+
+
+def test_an_event_that_was_changed_changes_the_run_and_breaks_the_chain() -> None:
+    run, log = a_recorded_run()
+    place = next(index for index, entry in enumerate(log) if entry.data.get("kind") == "job_missed")
+    log[place] = tampered(log[place], at="2030-01-01T00:00:00Z")
+    found = replay(log)
+    assert found.broken_at == log[place].seq
+    assert found.run != run
+
+
+def test_every_difference_is_reported_in_order() -> None:
+    _, log = a_recorded_run()
+    wrong = {"kind": "wait", "reason": "tampered", "message": "Waiting"}
+    ticks = [index for index, entry in enumerate(log) if entry.type == "tick"][:3]
+    for index in ticks:
+        log[index] = tampered(log[index], action=wrong)
+    found = replay(log)
+    assert [one.seq for one in found.differences] == [log[index].seq for index in ticks]
+    assert {one.recorded for one in found.differences} == {Wait(reason="tampered")}
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_log_begins_with_the_runs_start(first: int) -> None:
+    _, log = a_recorded_run()
+    with pytest.raises(ValueError, match=r"^a log begins with the run's start$"):
+        replay(log[2:] if first else [])
+
+
+def test_the_end_of_the_run_is_of_the_log() -> None:
+    _, log = a_recorded_run()
+    found = replay(log).run
+    assert (found.status, found.reason, found.log.seq, found.log.hash) == ("completed", None, len(log), log[-1].hash)
+    before = replay(log[:-2]).run
+    assert (before.status, before.log.seq, before.log.hash) == ("running", len(log) - 2, log[-3].hash)
+    assert isinstance(EVENTS[-1], events.RunEnded)

@@ -1,0 +1,112 @@
+"""What the agent reads from the environment: names, their order, bounds, and what may never be shown."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from pydantic import AliasChoices, SecretStr, ValidationError
+
+from agent.config import AgentSettings
+
+FIELDS = AgentSettings.model_fields
+
+
+def names_of(field: str) -> list[str]:
+    aliases = FIELDS[field].validation_alias
+    assert isinstance(aliases, AliasChoices)
+    return [str(name) for name in aliases.choices]
+
+
+def read() -> AgentSettings:
+    return AgentSettings(_env_file=None)
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_every_setting_says_in_a_sentence_what_it_is(field: str) -> None:
+    description = FIELDS[field].description
+    assert description
+    assert description.endswith(".")
+    assert description[0].isupper() or description[0].isdigit()
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_our_own_name_comes_first_and_is_the_fields(field: str) -> None:
+    assert names_of(field)[0] == f"LIVERY_AGENT_{field.upper()}"
+
+
+@pytest.mark.parametrize(
+    ("field", "aliases"),
+    [
+        ("database_url", ["DATABASE_URL", "MONGODB_URI"]),
+        ("database_name", ["MONGODB_DB_NAME"]),
+        ("private_key", ["X402_PRIVATE_KEY"]),
+        ("rpc_url", ["WEB3_PROVIDER_URL", "WEB3_PROVIDER_URI"]),
+        ("vendor_secrets", ["GPU_VENDOR_SECRET"]),
+        ("planner_mode", ["PLANNER_MODE"]),
+    ],
+)
+def test_older_names_are_accepted_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, field: str, aliases: list[str]
+) -> None:
+    names = names_of(field)
+    assert names[1:] == aliases
+    values = ["stub"] * len(names) if field == "planner_mode" else [f"value-of-{name}" for name in names]
+    for name, value in reversed(list(zip(names, values, strict=True))):
+        monkeypatch.setenv(name, value)
+        found = getattr(read(), field)
+        assert (found.get_secret_value() if isinstance(found, SecretStr) else found) == value
+
+
+def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVERY_AGENT_DATABASE_URL", "")
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///other.db")
+    assert read().database_url.get_secret_value() == "sqlite:///other.db"
+
+
+def test_the_environment_wins_over_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings.env"
+    file.write_text("WEB3_PROVIDER_URL=http://file:1\nLIVERY_AGENT_LEASE_S=7\nUNKNOWN=1\n")
+    monkeypatch.setenv("LIVERY_AGENT_LEASE_S", "8")
+    settings = AgentSettings(_env_file=file)
+    assert (settings.rpc_url, settings.lease_s) == ("http://file:1", 8)
+
+
+def test_nothing_set_is_the_local_chain_the_stub_and_no_key() -> None:
+    settings = read()
+    assert settings.database_url.get_secret_value() == "sqlite:///~/.livery/livery.db"
+    assert (settings.network, settings.rpc_url) == ("base-sepolia", "http://localhost:8545")
+    assert (settings.planner_mode, settings.database_name) == ("stub", "livery")
+    assert (settings.private_key, settings.keystore_password) == (None, None)
+    caps = (settings.payment_max, settings.run_max, settings.vendor_day_max, settings.wallet_day_max)
+    assert caps == (Decimal(10), Decimal(100), Decimal(100), Decimal(200))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LIVERY_AGENT_NETWORK", "mainnet"),
+        ("PLANNER_MODE", "oracle"),
+        ("LIVERY_AGENT_PAYMENT_MAX", "0"),
+        ("LIVERY_AGENT_RUN_MAX", "-1"),
+        ("LIVERY_AGENT_WALLET_DAY_MAX", "NaN"),
+        ("LIVERY_AGENT_VENDOR_DAY_MAX", "0"),
+        ("LIVERY_AGENT_LEASE_S", "0"),
+        ("LIVERY_AGENT_LEASE_S", "3601"),
+        ("LIVERY_AGENT_POLL_INTERVAL_S", "0"),
+        ("LIVERY_AGENT_ATTEMPTS_MAX", "0"),
+        ("LIVERY_AGENT_ATTEMPTS_MAX", "1001"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=name):
+        read()
+
+
+def test_settings_are_frozen_and_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "X402_PRIVATE_KEY", "LIVERY_AGENT_KEYSTORE_PASSWORD", "GPU_VENDOR_SECRET"):
+        monkeypatch.setenv(name, "hush-hush")
+    settings = read()
+    assert "hush-hush" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    with pytest.raises(ValidationError):
+        settings.lease_s = 1

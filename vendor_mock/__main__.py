@@ -1,5 +1,0 @@
-import sys
-
-from vendor_mock.serve import main
-
-sys.exit(main())
