@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Build environments obey the same exact versions as the rest.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: help setup demo test test-fast contracts check docs mutants bench coverage clean
+.PHONY: help setup demo test test-fast artifacts contracts check docs mutants bench coverage clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,7 +33,7 @@ setup: .venv/.installed $(patsubst %package.json,%node_modules/.installed,$(wild
 define npm-folder
 $(1)node_modules/.installed: $(1)package.json $(1)package-lock.json
 	@command -v npm >/dev/null || \
-		{ echo "Livery's local chain needs Node 18 or newer with npm: install it and run make again" >&2; exit 1; }
+		{ echo "Livery's local chain needs Node 20 or newer with npm: install it and run make again" >&2; exit 1; }
 	cd ./$(1) && npm ci --silent --no-audit --no-fund
 	@touch $$@
 endef
@@ -48,6 +48,9 @@ test: setup  ## every test; prints the ten slowest
 test-fast: setup  ## the inner loop: everything that is not marked slow, under 60 s
 	$(BIN)/python -m pytest -m "not slow"
 
+artifacts: setup  ## compile the test token into chain/artifacts
+	$(BIN)/python -m chain.compile
+
 contracts: setup  ## one suite per port, every adapter
 	$(BIN)/python -m pytest tests/contracts
 
@@ -58,8 +61,9 @@ check: setup  ## lint, format, types, directions, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python -m docs.generate --check
 
-docs: setup  ## write docs/errors.md, docs/environment.md and .env.example
+docs: setup  ## write docs/errors.md, docs/environment.md, docs/vendor-openapi.json and .env.example
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m vendor_mock.describe > docs/vendor-openapi.json
 
 coverage: setup  ## branches of wire, agent/core and cashier
 	$(BIN)/coverage run -m pytest -q tests/wire tests/agent tests/cashier

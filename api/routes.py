@@ -47,7 +47,7 @@ async def agent_start(agent: TheAgent, body: StartRequest, key: Key = None) -> J
 
 @router.post("/agent-tick", response_model=TickReply)
 async def agent_tick(
-    agent: TheAgent, body: RunIdRequest | None = None, run_id: Annotated[str | None, Query(alias="runId")] = None
+    agent: TheAgent, body: TickRequest | None = None, run_id: Annotated[str | None, Query(alias="runId")] = None
 ) -> JsonReply:
     """Advance a run by one step. The run is named in the body or in the query."""
     ticked = await tick(agent, _named(body, run_id))

@@ -204,7 +204,7 @@ def _line(book: Books) -> dict[str, Any]:
 
 def _tell(seen: StatusReply, books: list[Books]) -> None:
     out.print()
-    out.print(picture(seen, lines_max=0))
+    out.print(picture(seen, payments=False, lines_max=0))
     payments = [
         (paid.vendor_id, f"{paid.amount} {paid.currency}", paid.status, paid.x402_tx_id, paid.refund_tx_id)
         for paid in reversed(seen.payments)

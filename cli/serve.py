@@ -63,6 +63,8 @@ def vendor_mock(host: Host = None, port: Port = None) -> None:
         fail(f"{first['loc'][0]}: {first['msg']}")
     except SetupError as error:
         fail(str(error))
+    if settings.keys is None:
+        err.print("paid at the public test accounts of a local chain: use it with no other")
     _serve(app, host or settings.host, port, settings.port, settings.port_is_chosen, "vendor mock", 3)
 
 

@@ -24,12 +24,12 @@ STATE_STYLES = {
 LINES_MAX = 8
 
 
-def picture(status: StatusReply, lines_max: int = LINES_MAX) -> Group:
+def picture(status: StatusReply, *, payments: bool = True, lines_max: int = LINES_MAX) -> Group:
     """Return the whole of a run for a terminal, with its newest lines."""
     parts: list[RenderableType] = [_head(status.run)]
     if status.jobs:
         parts.append(_jobs(status.run, status.jobs))
-    if status.payments:
+    if status.payments and payments:
         parts.append(_payments(status.payments))
     if lines_max:
         parts.append(_lines(status.observations[:lines_max]))
@@ -52,7 +52,7 @@ def _head(run: RunDocument) -> Panel:
     left = Table.grid(padding=(0, 2))
     left.add_row(Text("goal", style="dim"), run.goal)
     left.add_row(Text("state", style="dim"), Text.assemble(state(run.status), f" · {run.phase}", _reason(run)))
-    bar = ProgressBar(total=float(run.budget_total), completed=float(run.budget_spent + run.budget_reserved), width=24)
+    bar = _bar(run.budget_spent + run.budget_reserved, run.budget_total, 24, "yellow")
     words = (
         f"{run.budget_remaining} {run.currency} left of {run.budget_total}"
         f" · {run.budget_spent} spent · {run.budget_reserved} reserved"
@@ -61,6 +61,12 @@ def _head(run: RunDocument) -> Panel:
     money.add_row(bar, words)
     left.add_row(Text("budget", style="dim"), money)
     return Panel(left, title=run.id, title_align="left", border_style=STATE_STYLES.get(run.status, ""))
+
+
+def _bar(done: Decimal, total: Decimal, width: int, style: str) -> ProgressBar:
+    return ProgressBar(
+        total=float(total), completed=float(done), width=width, complete_style=style, finished_style=style
+    )
 
 
 def _reason(run: RunDocument) -> str:
@@ -75,7 +81,7 @@ def _jobs(run: RunDocument, jobs: tuple[JobDocument, ...]) -> Table:
         made.add_row(
             job.vendor_id,
             state(job.status),
-            ProgressBar(total=1.0, completed=float(job.progress), width=20),
+            _bar(job.progress, Decimal(1), 20, STATE_STYLES.get(job.status, "cyan")),
             f"{job.progress * 100:.0f} %",
             f"{job.expected_cost} {run.currency}" if job.expected_cost else "",
             "" if job.actual_cost is None else f"{job.actual_cost} {run.currency}",

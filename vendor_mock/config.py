@@ -16,7 +16,9 @@ def _names(ours: str, *aliases: str) -> AliasChoices:
 class VendorMockSettings(BaseSettings):
     """The mock vendors' settings. There is no default secret: without one they do not start."""
 
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+    )
 
     secret: SecretStr = Field(
         validation_alias=_names("SECRET", "GPU_VENDOR_SECRET"),
@@ -99,7 +101,9 @@ class VendorMockSettings(BaseSettings):
 class FacilitatorSettings(BaseSettings):
     """The local x402 facilitator's settings."""
 
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+    )
 
     private_key: SecretStr | None = Field(
         None,

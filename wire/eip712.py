@@ -28,6 +28,19 @@ def keccak256(data: bytes) -> bytes:
     return keccak.new(digest_bits=256, data=data).digest()
 
 
+def checksum_address(address: str) -> str:
+    """
+    Return `address` in mixed case, as strict signers and facilitators want it.
+
+    Source: EIP-55. Example: 0x5aaeb6… -> 0x5aAeb6….
+    """
+    digits = address[2:].lower()
+    hashed = keccak256(digits.encode("ascii")).hex()
+    return "0x" + "".join(
+        digit.upper() if int(nibble, 16) >= 8 else digit for digit, nibble in zip(digits, hashed, strict=False)
+    )
+
+
 def typed_data(authorization: Authorization, asset: Asset) -> dict[str, Any]:
     """Return the EIP-712 document a signer is given (`eth_signTypedData_v4`) to authorize a transfer of `asset`."""
     return {

@@ -67,7 +67,7 @@ class PaymentRequired(Body):
 
     x402_version: Literal[2] = Field(2, alias="x402Version")
     error: str | None = None
-    resource: ResourceInfo
+    resource: ResourceInfo | None = None
     accepts: tuple[PaymentRequirements, ...]
     extensions: dict[str, Any] | None = None
 

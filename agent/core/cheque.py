@@ -6,7 +6,7 @@ Everything here follows from the run and the payment's number: made again, it is
 
 from datetime import datetime
 
-from wire.eip712 import keccak256
+from wire.eip712 import checksum_address, keccak256
 from wire.x402 import (
     Authorization,
     ExactPayload,
@@ -41,7 +41,7 @@ def authorization_for(chosen: PaymentRequirements, payer: str, nonce: str, now: 
     """Return the message to sign: exactly what `chosen` asks, valid from always until its timeout after `now`."""
     return Authorization(
         from_=payer,
-        to=chosen.pay_to,
+        to=checksum_address(chosen.pay_to),
         value=chosen.amount,
         valid_after="0",
         valid_before=str(int(now.timestamp()) + chosen.max_timeout_seconds),

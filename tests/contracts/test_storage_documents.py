@@ -134,6 +134,7 @@ def test_times_sort_as_their_texts_do(first: datetime, second: datetime) -> None
 
 def test_a_time_is_written_in_utc_and_one_without_a_zone_is_refused() -> None:
     assert encode_time(T0.astimezone(timezone(timedelta(hours=5)))) == "2026-01-31T09:30:00.123456Z"
+    assert encode_time(T0.replace(microsecond=0)) == "2026-01-31T09:30:00.000000Z"
     with pytest.raises(Bug):
         encode_time(T0.replace(tzinfo=None))
 

@@ -97,7 +97,7 @@ async def test_an_absent_vendor_id_means_the_first_vendor(vendors: Open):
         ({**QUOTE, "maxHours": 10_001}, "invalid_field", "maxHours"),
         ({**QUOTE, "gpuType": ""}, "invalid_field", "gpuType"),
         ({**QUOTE, "gpuType": "H100"}, "unsupported_gpu", "H100"),
-        (b'{"jobType": "' + b"x" * 300_000 + b'"}', "body_too_large", "/quote"),
+        (b'{"jobType": "' + b"x" * 300_000 + b'"}', "body_too_large", "262144"),
     ],
 )
 async def test_a_quote_that_cannot_be_given_says_what_is_wrong(buyer: Buyer, body, expected, named):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from x402.mechanisms.evm.eip712 import hash_eip3009_authorization
 from x402.mechanisms.evm.types import ExactEIP3009Authorization
 
-from wire.eip712 import authorization_digest, keccak256, typed_data
+from wire.eip712 import authorization_digest, checksum_address, keccak256, typed_data
 from wire.money import BASE_SEPOLIA_USDC, BASE_USDC
 from wire.x402 import Authorization
 
@@ -97,3 +97,17 @@ def test_a_type_hash_is_the_one_the_token_contract_holds() -> None:
 
 def test_another_asset_is_another_digest() -> None:
     assert authorization_digest(CHEQUE, BASE_SEPOLIA_USDC) != authorization_digest(CHEQUE, BASE_USDC)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
+        "0xfB6916095ca1df60bB79Ce92cE3Ea74c37c5d359",
+        "0xdbF03B407c01E7cD3CBea99509d93f8DDDC8C6FB",
+        "0xD1220A0cf47c7B9Be7A2E6BA89F429762e7b9aDb",
+    ],
+)
+def test_addresses_are_written_in_the_mixed_case_of_eip_55(address: str) -> None:
+    assert checksum_address(address.lower()) == address
+    assert checksum_address("0x" + address[2:].upper()) == address

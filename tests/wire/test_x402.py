@@ -144,7 +144,7 @@ def test_a_refused_settlement_needs_no_transaction() -> None:
         (base64.b64encode(b"[" * 5_000).decode(), "the header is not JSON: nested too deeply"),
         (base64.b64encode(b'{"amount": NaN}').decode(), "the header is not JSON: NaN is not JSON"),
         (header([]), "the header: Input should be a valid dictionary"),
-        (header({}), "resource: Field required"),
+        (header({}), "accepts: Field required"),
         (header(challenge(x402Version=1)), "x402Version: Input should be 2"),
         (header(challenge(accepts=[requirements(amount="-1")])), "accepts.0.amount: String should match pattern"),
         (
