@@ -84,7 +84,7 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
         stack.callback(facilitator.stop)
         vendors = Server(
             folder / "vendors.log",
-            "vendor_mock",
+            *("cli", "vendor-mock"),
             GPU_VENDOR_SECRET=SECRET,
             FAIL_VENDOR_ID="gpu_vendor_1",
             LIVERY_VENDOR_MOCK_PORT="0",

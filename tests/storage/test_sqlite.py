@@ -3,6 +3,8 @@
 import asyncio
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -189,3 +191,15 @@ async def test_what_a_table_does_not_take_is_refused(db: Sqlite, line: object) -
 def test_a_database_in_memory_is_no_store(path: str) -> None:
     with pytest.raises(ValueError, match="is a file"):
         Sqlite(path, SCHEMA)
+
+
+async def test_another_process_that_opens_and_closes_the_file_does_not_take_our_log_away(tmp_path: Path) -> None:
+    db = Sqlite(tmp_path / "shared.db")
+    await db.write(lambda connection: connection.execute("CREATE TABLE t (x)"))
+    await db.read(lambda connection: connection.execute("SELECT * FROM t").fetchall())
+    visit = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('INSERT INTO t VALUES (1)'); c.commit()"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", f"{visit}; c.close()", str(db.path)], check=True)
+    # SQLite's last connection removes the log; were our locks lost, the visitor would have thought itself the last.
+    assert db.path.with_name("shared.db-wal").exists()
+    assert await db.read(lambda connection: connection.execute("SELECT count(*) FROM t").fetchone()) == (1,)
+    await db.close()
