@@ -67,7 +67,8 @@ def serve(app: "ASGIApp", server: socket.socket, *, name: str, drain_s: int) -> 
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=drain_s,
-        h11_max_incomplete_event_size=64 * 1024,
+        # Far above what the doors take, so that they, not the parser, answer an oversized header, and in their words.
+        h11_max_incomplete_event_size=256 * 1024,
         http="h11",
     )
     host, port = server.getsockname()[:2]

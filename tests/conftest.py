@@ -1,6 +1,5 @@
 """What every test shares: fixtures of the outside world, a clean environment, one profile of hypothesis."""
 
-import importlib.util
 import os
 
 import pytest
@@ -9,9 +8,9 @@ from hypothesis import HealthCheck, settings
 # What a developer's shell may say to the tests; everything else that Livery reads is taken away.
 _KEPT = {"ANVIL_BIN", "MONGODB_TEST_URI"}
 
-pytest_plugins = [
-    name for name in ("tests.fixtures.chain", "tests.fixtures.mongod", "tests.fixtures.world") if importlib.util.find_spec(name) is not None
-]
+_FIXTURES = ("tests.fixtures.chain", "tests.fixtures.mongod", "tests.fixtures.world")
+
+pytest_plugins = list(_FIXTURES)
 
 settings.register_profile(
     "house",

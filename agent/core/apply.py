@@ -116,7 +116,7 @@ def _job_ended(run: Run, event: JobEnded) -> Run:
         job,
         event,
         status=move(JOB_MOVES, job.status, event.status),
-        progress=job.progress if event.progress is None else event.progress,
+        progress=max(job.progress, event.progress or job.progress),
         actual_cost_atomic=event.cost_atomic,
         final_metrics=event.final_metrics,
         artifact_url=event.artifact_url,

@@ -63,6 +63,7 @@ def first_vendor(run: Run, vendors: Sequence[Vendor]) -> Proposal:
         for vendor in vendors
         if vendor.vendor_id not in failed
         and gpu_for(run, vendor) is not None
+        and vendor.base_price_per_hour_atomic > 0
         and (cap is None or vendor.base_price_per_hour_atomic <= cap)
     ]
     if not able:

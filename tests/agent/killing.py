@@ -19,7 +19,14 @@ from agent.wiring import open_agent
 PORTS = ("store", "vendors", "chain", "wallet", "planner")
 
 # Loaded once, in the process that the others are forked from.
-_HEAVY = ("tests.agent.killing", "eth_account", "x402", "pymongo", "agent.edges.store_mongo", "agent.edges.store_sqlite")
+_HEAVY = (
+    "tests.agent.killing",
+    "eth_account",
+    "x402",
+    "pymongo",
+    "agent.edges.store_mongo",
+    "agent.edges.store_sqlite",
+)
 
 
 class Steps:

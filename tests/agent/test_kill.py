@@ -78,7 +78,9 @@ async def test_a_payment_killed_at_any_moment_is_made_once(shared: World, settin
     await shared.check_books()
 
 
-async def test_a_refund_whose_tick_is_killed_at_any_moment_is_counted_once(shared: World, settings: AgentSettings) -> None:
+async def test_a_refund_whose_tick_is_killed_at_any_moment_is_counted_once(
+    shared: World, settings: AgentSettings
+) -> None:
     shared.script(fail_at_epoch=1)
     # Nobody to go on with: the run ends after its refund.
     for vendor in shared.vendors[1:]:

@@ -76,9 +76,7 @@ async def test_a_vendor_that_answers_nonsense_is_passed_over(world: World, fault
     await world.check_books()
 
 
-@pytest.mark.parametrize(
-    "path", ["/quote", "/submit-job"], ids=["before the quote", "before the challenge"]
-)
+@pytest.mark.parametrize("path", ["/quote", "/submit-job"], ids=["before the quote", "before the challenge"])
 async def test_a_vendor_that_hangs_is_given_its_time_and_passed_over(world: World, path: str) -> None:
     def hang(request: httpx.Request, response: httpx.Response) -> httpx.Response:
         if request.url.path == path and request.headers["x-vendor-id"] == "gpu_vendor_1":

@@ -19,8 +19,24 @@ from tests.api.problems import problem
 from tests.fixtures.world import World
 from wire.money import BASE_SEPOLIA_USDC
 
-NO_IDS = ["bad", "run_" + "0" * 32, "", "a" * 5_000, "\u202e\U0001f40e", "$where", '{"$gt":""}', "../../etc/passwd", "%00"]
-ROUTES = {"agent-start": "POST", "agent-tick": "POST", "agent-status": "GET", "agent-runs": "GET", "agent-cancel": "POST"}
+NO_IDS = [
+    "bad",
+    "run_" + "0" * 32,
+    "",
+    "a" * 5_000,
+    "\u202e\U0001f40e",
+    "$where",
+    '{"$gt":""}',
+    "../../etc/passwd",
+    "%00",
+]
+ROUTES = {
+    "agent-start": "POST",
+    "agent-tick": "POST",
+    "agent-status": "GET",
+    "agent-runs": "GET",
+    "agent-cancel": "POST",
+}
 
 
 async def start(door: httpx.AsyncClient, budget: float = 5) -> str:
@@ -222,7 +238,9 @@ async def test_every_route_stands_with_and_without_its_prefix_and_names_its_meth
             assert response.headers["allow"] == allowed
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/agent-start/", "/api/agent-nothing", "/api/api/health", "/%00", "/a" * 900])
+@pytest.mark.parametrize(
+    "path", ["/", "/api", "/api/agent-start/", "/api/agent-nothing", "/api/api/health", "/%00", "/a" * 900]
+)
 async def test_a_path_that_is_none_is_404(door: httpx.AsyncClient, path: str) -> None:
     problem(await door.get(path), "not_found")
 

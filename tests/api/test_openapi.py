@@ -59,7 +59,9 @@ def test_no_request_gets_an_undeclared_answer(schema: BaseSchema, path: str, mod
         if response.status_code >= 400:
             assert response.headers["content-type"] == ["application/problem+json"], response.text
         declared = [status_code_conformance, response_schema_conformance]
-        case.validate_response(response, checks=declared if response.status_code == 503 else [not_a_server_error, *declared])
+        case.validate_response(
+            response, checks=declared if response.status_code == 503 else [not_a_server_error, *declared]
+        )
 
     if mode in operation_modes(path):
         holds()

@@ -117,7 +117,8 @@ async def test_a_budget_is_kept_to_the_last_digit(door: httpx.AsyncClient, budge
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"not json", b'{"goal": "x", "budgetTotal": 5', b"\xff\xfe", b"[" * 100_000, b'{"goal": "\\ud800"}']
+    "body",
+    [b"", b"{", b"not json", b'{"goal": "x", "budgetTotal": 5', b"\xff\xfe", b"[" * 100_000, b'{"goal": "\\ud800"}'],
 )
 async def test_what_is_not_json_is_malformed(door: httpx.AsyncClient, body: bytes) -> None:
     response = await door.post("/api/agent-start", content=body, headers={"content-type": "application/json"})

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -155,9 +156,12 @@ async def served_while(server: Server, run_id: str, act: Callable[[], None]) -> 
 @pytest.mark.parametrize("environment", ["sqlite"], indirect=True)
 async def test_an_oversized_header_is_refused_and_the_server_lives_on(control_plane: Callable[[], Server]) -> None:
     url = control_plane().url
-    for size, code in ((50_000, 431), (500_000, 400)):
+    for size in (50_000, 200_000):
         refused = await ask(url, "GET", "/health", headers={"x-long": "x" * size})
-        assert refused.status_code == code
+        assert (refused.status_code, refused.json()["code"]) == (431, "header_too_large")
+    # Beyond all measure the connection ends, whether or not the answer still gets through.
+    with suppress(httpx.TransportError):
+        assert (await ask(url, "GET", "/health", headers={"x-long": "x" * 5_000_000})).status_code == 400
     refused = await ask(url, "POST", "/api/agent-start", content=b"x" * 400_000)
     assert (refused.status_code, refused.json()["code"]) == (413, "body_too_large")
     assert (await ask(url, "GET", "/health")).status_code == 200

@@ -248,12 +248,14 @@ def test_an_ended_job_keeps_what_its_vendor_said_last(status: Any) -> None:
     )
 
 
-def test_an_end_without_progress_keeps_the_progress_there_was() -> None:
+def test_progress_never_falls_at_the_end_either() -> None:
     run = a_running_run({"status": "running", "progress": Decimal("0.4")}, {})
     ended = apply(run, events.JobEnded(at=at(1), job_id=JOB, status="failed"))
     assert find_job(ended, JOB).progress == Decimal("0.4")
     ended = apply(run, events.JobEnded(at=at(1), job_id=JOB, status="failed", progress=Decimal(0)))
-    assert find_job(ended, JOB).progress == 0
+    assert find_job(ended, JOB).progress == Decimal("0.4")
+    ended = apply(run, events.JobEnded(at=at(1), job_id=JOB, status="failed", progress=Decimal("0.7")))
+    assert find_job(ended, JOB).progress == Decimal("0.7")
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])

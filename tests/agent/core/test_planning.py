@@ -123,3 +123,9 @@ def test_a_job_is_rented_for_one_hour_unless_the_run_says_otherwise() -> None:
     assert hours_wanted(a_run()) == 1
     assert hours_wanted(a_run(job=JobSpec(max_hours=Decimal(0)))) == 0
     assert hours_wanted(a_run(job=JobSpec(max_hours=Decimal("2.5")))) == Decimal("2.5")
+
+
+def test_a_vendor_that_asks_nothing_is_passed_over() -> None:
+    free = a_vendor(1, base_price_per_hour_atomic=0)
+    assert first_vendor(a_run(), (free, a_vendor(2))).vendor_id == "gpu_vendor_2"
+    assert first_vendor(a_run(), (free,)).code == "no_vendor_left"
