@@ -87,12 +87,12 @@ async def watch_refunds(agent: Agent, run_id: str) -> bool:
 async def _advance(turn: Turn) -> tuple[str, Action | None]:
     vendors = await turn.agent.store.list_vendors()
     by_id = {vendor.vendor_id: vendor for vendor in vendors}
-    message = await recover(turn, by_id)
-    if message is not None:
-        return message, None
-    message = await observe(turn, by_id)
-    if message == "Job failed":
-        return message, None
+    recovered = await recover(turn, by_id)
+    if recovered in _AT_ONCE:
+        return recovered, None
+    observed = await observe(turn, by_id)
+    if observed in _AT_ONCE:
+        return observed, None
 
     facts = Facts(
         attempts_max=turn.agent.limits.attempts_max,
@@ -110,7 +110,7 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
     if facts.proposal is not None:
         turn.record(_decided(turn, facts.proposal, action))
     acted = await _ACTS[type(action)](turn, by_id, action)
-    return message or acted, action if facts.proposal is not None else None
+    return observed or recovered or acted, action if facts.proposal is not None else None
 
 
 async def _start(turn: Turn, vendors: Mapping[str, Vendor], action: StartJob) -> str:

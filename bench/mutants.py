@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What is mutated, and the tests that must notice, in the order they are tried.
 ROOMS: dict[str, tuple[str, ...]] = {
     "wire": ("tests/wire",),
-    "agent/core": ("tests/agent",),
+    "agent/core": ("tests/agent/core",),
     "cashier": ("tests/cashier",),
 }
 LEFT_OUT = "core/ReplaceBinaryOperator_BitOr_"

@@ -12,6 +12,8 @@ from agent.ports import Agent
 from agent.tick import Ticked, tick
 from tests.fixtures.world import World
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.row(5)
 async def test_twenty_ticks_at_once_start_one_job_and_spend_once(world: World) -> None:

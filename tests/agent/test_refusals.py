@@ -52,6 +52,7 @@ async def test_a_402_at_most_one_percent_above_the_quote_is_paid_as_it_asks(worl
     await world.check_books()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -66,16 +67,16 @@ async def test_a_402_at_most_one_percent_above_the_quote_is_paid_as_it_asks(worl
 )
 async def test_a_vendor_that_answers_nonsense_is_passed_over(world: World, faults: dict[str, Any]) -> None:
     world.script("gpu_vendor_1", **faults)
-    run = await world.until_ended(await world.start())
-    assert run.status == "completed"
+    run = await world.until(await world.start(), lambda run: bool(run.payments))
     assert [(job.vendor_id, job.status) for job in run.jobs] == [
         ("gpu_vendor_1", "failed"),
-        ("gpu_vendor_2", "completed"),
+        ("gpu_vendor_2", "submitted"),
     ]
     assert run.budget.spent_atomic == 1_800_000
     await world.check_books()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/quote", "/submit-job"], ids=["before the quote", "before the challenge"])
 async def test_a_vendor_that_hangs_is_given_its_time_and_passed_over(world: World, path: str) -> None:
     def hang(request: httpx.Request, response: httpx.Response) -> httpx.Response:
@@ -94,29 +95,30 @@ async def test_a_vendor_that_hangs_is_given_its_time_and_passed_over(world: Worl
     await world.check_books()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"vendorJobId": "vgpu_of_another"},
-        {"progress": 7},
-        {"progress": -1},
-        {"costSoFar": -1},
-        {"costSoFar": 10**30},
-        {"status": "exploded"},
-        {"cursor": ""},
-        {"logs": "not a list"},
-        {"logs": [f"line {n}" for n in range(1_001)]},
-        {"refund": {"amount": "all of it"}},
-    ],
-    ids=lambda change: f"{next(iter(change))} {str(next(iter(change.values())))[:20]}",
-)
-async def test_a_status_that_cannot_be_is_a_missed_poll_and_not_an_end(world: World, change: dict[str, Any]) -> None:
+# Statuses that cannot be of this job, or of any.
+NO_STATUSES: list[dict[str, Any]] = [
+    {"vendorJobId": "vgpu_of_another"},
+    {"progress": 7},
+    {"progress": -1},
+    {"costSoFar": -1},
+    {"costSoFar": 10**30},
+    {"status": "exploded"},
+    {"cursor": ""},
+    {"logs": "not a list"},
+    {"logs": [f"line {number}" for number in range(1_001)]},
+    {"refund": {"amount": "all of it"}},
+]
+
+
+async def test_a_status_that_cannot_be_is_a_missed_poll_and_not_an_end(world: World) -> None:
     run_id = await world.start()
     await world.tick(run_id)
-    world.hosts.change_json("/job-status", change)
-    ticked = await world.tick(run_id)
-    assert ticked.message == "Job still running"
-    assert ticked.run.jobs[0].misses == 1
+    for number, change in enumerate(NO_STATUSES, start=1):
+        world.hosts.change_json("/job-status", change)
+        ticked = await world.tick(run_id)
+        assert ticked.message == "Job still running", change
+        # A poll that moved the mock's job and failed us: nothing of it was kept.
+        assert (ticked.run.jobs[0].misses, ticked.run.jobs[0].progress) == (number, 0), change
     world.hosts.meddle = None
     assert (await world.until_ended(run_id)).status == "completed"
     await world.check_books()
@@ -154,6 +156,7 @@ async def test_a_price_above_a_cap_is_refused_before_anything_is_signed(
     await world.check_books()
 
 
+@pytest.mark.slow
 @pytest.mark.row(18)
 async def test_the_days_caps_are_one_for_all_runs_of_the_wallet(world: World) -> None:
     world.cap(vendor_day_atomic_max=2_000_000, wallet_day_atomic_max=3_500_000)

@@ -98,6 +98,7 @@ async def test_a_line_whose_poll_was_lost_is_stored_once(world: World) -> None:
     await world.check_books()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 async def test_a_run_of_several_jobs_runs_them_beside_each_other(world: World, count: int) -> None:
     run_id = await world.start("10", job={"count": count})
@@ -140,6 +141,7 @@ async def test_without_vendors_a_run_waits_for_one(world: World) -> None:
     await world.check_books()
 
 
+@pytest.mark.slow
 async def test_vendors_that_all_fail_end_the_run_with_the_reason(world: World) -> None:
     for vendor in world.vendors:
         world.script(vendor.vendor_id, fail_at_epoch=1)
@@ -151,6 +153,7 @@ async def test_vendors_that_all_fail_end_the_run_with_the_reason(world: World) -
     await world.check_books()
 
 
+@pytest.mark.slow
 async def test_a_run_gives_up_after_as_many_failed_jobs_as_it_may_try(world: World) -> None:
     world.limit(attempts_max=2)
     for vendor in world.vendors:
@@ -190,6 +193,7 @@ async def test_a_run_cancelled_before_its_first_tick_pays_nothing(world: World) 
     await world.check_books()
 
 
+@pytest.mark.slow
 async def test_a_cancel_while_the_vendor_is_away_is_carried_out_when_it_is_back(world: World) -> None:
     run_id = await world.start()
     await world.tick(run_id)

@@ -15,6 +15,7 @@ from agent.config import AgentSettings
 from agent.wiring import open_agent
 from api.app import create_app
 from tests.api.conftest import KEY
+from wire.problems import PROBLEMS
 
 OPERATIONS = {
     "/api/agent-start": "POST",
@@ -58,6 +59,7 @@ def test_no_request_gets_an_undeclared_answer(schema: BaseSchema, path: str, mod
         response = case.call()
         if response.status_code >= 400:
             assert response.headers["content-type"] == ["application/problem+json"], response.text
+            assert PROBLEMS[response.json()["code"]].status == response.status_code
         declared = [status_code_conformance, response_schema_conformance]
         case.validate_response(
             response, checks=declared if response.status_code == 503 else [not_a_server_error, *declared]

@@ -167,7 +167,7 @@ async def test_an_oversized_header_is_refused_and_the_server_lives_on(control_pl
     assert (await ask(url, "GET", "/health")).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])  # noqa: S104 - it is refused
 def test_binding_to_anything_but_loopback_is_refused(host: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "cli", "serve", "--host", host, "--port", "0"],
