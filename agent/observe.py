@@ -23,6 +23,9 @@ from agent.turn import Turn
 from wire.money import MoneyError, to_atomic, to_atomic_up
 from wire.vendor import JobStatus, Refund
 
+# Kept of one job's log; a vendor that talks for ever fills its own disk, not ours.
+LOG_LINES_MAX = 10_000
+
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
 
 
@@ -80,7 +83,7 @@ def read_status(run: Run, job: Job, status: JobStatus, now: datetime) -> list[Ev
         cost_atomic = to_atomic_up(status.cost_so_far, run.asset)
     except MoneyError as error:
         raise VendorGarbled(f"costSoFar: {error}") from None
-    events: list[Event] = [JobLogged(at=now, job_id=job.job_id, line=line) for line in status.logs]
+    events: list[Event] = [JobLogged(at=now, job_id=job.job_id, line=line) for line in _new_lines(job, status)]
     if status.status in JOB_ENDS:
         if status.refund is not None:
             events.extend(_announced(run, job, status.refund, now))
@@ -109,6 +112,13 @@ def read_status(run: Run, job: Job, status: JobStatus, now: datetime) -> list[Ev
         )
     )
     return events
+
+
+def _new_lines(job: Job, status: JobStatus) -> tuple[str, ...]:
+    """Return the lines to keep: none where the cursor stands still (they were read before), never endlessly many."""
+    if status.cursor == job.cursor:
+        return ()
+    return status.logs[: LOG_LINES_MAX - job.log_lines]
 
 
 def _announced(run: Run, job: Job, refund: Refund, now: datetime) -> list[Event]:

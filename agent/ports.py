@@ -222,6 +222,7 @@ class Limits:
     missed_s_max: int = 600
     unserved_sends_max: int = 10
     refund_wait_s: int = 60
+    refund_days_max: int = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

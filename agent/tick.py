@@ -171,7 +171,9 @@ _AT_ONCE = frozenset({"Job failed", "Refund received", SUBMIT_FAILED, OVER_BUDGE
 def _next_tick_at(turn: Turn, message: str) -> datetime | None:
     """Return when the sweep should come again: at once, after a while, or never (all is known)."""
     run, limits = turn.run, turn.agent.limits
-    if run.status in RUN_ENDS:
-        late = any(payment.refund and payment.status == "completed" for payment in run.payments)
-        return turn.now + timedelta(seconds=limits.refund_wait_s) if late else None
-    return turn.now if message in _AT_ONCE else turn.now + timedelta(seconds=limits.poll_interval_s)
+    if run.status not in RUN_ENDS:
+        return turn.now if message in _AT_ONCE else turn.now + timedelta(seconds=limits.poll_interval_s)
+    ages = [turn.now - paid.refund.announced_at for paid in run.payments if paid.refund and paid.status == "completed"]
+    # Each look at an announced refund comes after twice the time of the last, and there is a last one.
+    waits = [max(age, timedelta(seconds=limits.refund_wait_s)) for age in ages if age.days < limits.refund_days_max]
+    return turn.now + min(waits) if waits else None

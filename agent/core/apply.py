@@ -88,6 +88,11 @@ def _job_submitted(run: Run, event: JobSubmitted) -> Run:
     )
 
 
+def _job_logged(run: Run, event: JobLogged) -> Run:
+    job = find_job(run, event.job_id)
+    return _with_job(run, job, event, log_lines=job.log_lines + 1)
+
+
 def _job_observed(run: Run, event: JobObserved) -> Run:
     job = find_job(run, event.job_id)
     status = job.status if job.status == event.status else move(JOB_MOVES, job.status, event.status)
@@ -157,7 +162,7 @@ _RULES: Mapping[type, Callable[[Run, Any], Run]] = {
     PaymentSettled: _payment_settled,
     PaymentVoided: _payment_voided,
     JobSubmitted: _job_submitted,
-    JobLogged: lambda run, event: run,
+    JobLogged: _job_logged,
     JobObserved: _job_observed,
     JobMissed: _job_missed,
     JobEnded: _job_ended,

@@ -65,7 +65,7 @@ class Vendor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One rented execution. `cursor` is where its log was last read."""
+    """One rented execution. `cursor` is where its log was last read, `log_lines` how many lines of it are kept."""
 
     job_id: str
     vendor_id: str
@@ -81,6 +81,7 @@ class Job:
     vendor_job_id: str | None = None
     progress: Decimal = Decimal(0)
     cursor: str | None = None
+    log_lines: int = 0
     actual_cost_atomic: int | None = None
     final_metrics: dict[str, Decimal] | None = None
     artifact_url: str | None = None

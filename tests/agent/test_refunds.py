@@ -1,6 +1,7 @@
 """Refunds and the sweep: what comes back is counted once the chain shows it, after the run's end too."""
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -100,6 +101,29 @@ async def test_the_sweep_serves_due_runs_and_one_runs_trouble_does_not_stop_the_
         await sweep(world.agent)
         world.store.ahead += timedelta(minutes=1)
     assert {run.status for run in await world.check_books()} == {"completed"}
+
+
+async def test_a_refund_that_never_comes_is_looked_for_ever_more_rarely_and_at_last_no_more(world: World) -> None:
+    world.script(fail_at_epoch=1)
+    world.limit(refund_wait_s=60, refund_days_max=1)
+    replace_agent(world, chain=LateRefunds(world.agent.chain))
+    run_id = await world.start("1.4")
+    await world.tick(run_id)
+    ticked = await world.tick(run_id)
+    assert ticked.message == "Job failed"
+    world.store.ahead = timedelta(seconds=61)
+    assert (await world.until_ended(run_id)).status == "failed"
+    looks = []
+    while (due := (await world.store.read_run(run_id)).next_tick_at) is not None:
+        looks.append(due)
+        world.store.ahead += due - await world.store.now() + timedelta(seconds=1)
+        assert [swept.message for swept in await sweep(world.agent)] == ["Waiting for a refund"]
+    gaps = [later - sooner for sooner, later in pairwise(looks)]
+    assert len(gaps) < 20
+    assert all(later > 1.9 * sooner for sooner, later in pairwise(gaps))
+    assert sum(gaps, timedelta()) < timedelta(days=2)
+    run = await world.store.read_run(run_id)
+    assert (run.payments[0].status, run.budget.spent_atomic) == ("completed", 1_400_000)
 
 
 class LateRefunds:

@@ -88,13 +88,17 @@ def test_a_decision_moves_the_phase_alone() -> None:
     assert changed(a_run(), apply(a_run(), decided)) == {"phase": "waiting", "updated_at": at(1)}
 
 
-@pytest.mark.parametrize(
-    "event",
-    [events.Refused(at=at(1), code="over_budget", detail=""), events.JobLogged(at=at(1), job_id=JOB, line="Epoch 1/5")],
-)
-def test_a_line_of_the_log_changes_nothing_but_the_time(event: Event) -> None:
+def test_a_refusal_changes_nothing_but_the_time() -> None:
     run = a_running_run({}, {})
-    assert changed(run, apply(run, event)) == {"updated_at": at(1)}
+    refused = events.Refused(at=at(1), code="over_budget", detail="")
+    assert changed(run, apply(run, refused)) == {"updated_at": at(1)}
+
+
+def test_a_line_of_a_jobs_log_is_counted() -> None:
+    run = a_running_run({"log_lines": 7}, {})
+    logged = apply(run, events.JobLogged(at=at(1), job_id=JOB, line="Epoch 1/5"))
+    assert changed(find_job(run, JOB), find_job(logged, JOB)) == {"log_lines": 8, "updated_at": at(1)}
+    assert replace(logged, jobs=run.jobs) == replace(run, updated_at=at(1))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from agent.core.decide import TickRecord, Wait, tick_document
 from agent.core.events import Event, event_document
 from agent.core.log import broken_at, record, record_tick
 from agent.core.model import OBSERVATION_TYPES, Entry, JobSpec, LogHead
-from tests.agent.core.values import EVENTS, PAY_TO, REFUND, SETTLEMENT, STARTED, T0, a_run, at, facts, run_after
+from tests.agent.core.values import EVENTS, PAY_TO, REFUND, SETTLEMENT, STARTED, T0, a_job, a_run, at, facts, run_after
 from wire import decimal_json
 
 RUN, ENTRIES = record(STARTED, EVENTS)
@@ -182,7 +182,7 @@ def test_a_log_reads_the_same_after_a_store_has_read_it_from_json() -> None:
 
 def test_an_endless_line_is_cut_where_people_read_it_and_kept_whole_as_data() -> None:
     line = "x" * 4_097
-    _, (entry,) = record(a_run(), [events.JobLogged(at=T0, job_id="run_1-job-1", line=line)])
+    _, (entry,) = record(a_run(jobs=(a_job(),)), [events.JobLogged(at=T0, job_id="run_1-job-1", line=line)])
     assert log.CONTENT_CHARS_MAX == 4_096
     assert entry.content == "x" * 4_096
     assert entry.data["line"] == line

@@ -129,3 +129,5 @@ def test_a_vendor_that_asks_nothing_is_passed_over() -> None:
     free = a_vendor(1, base_price_per_hour_atomic=0)
     assert first_vendor(a_run(), (free, a_vendor(2))).vendor_id == "gpu_vendor_2"
     assert first_vendor(a_run(), (free,)).code == "no_vendor_left"
+    cheapest = a_vendor(1, base_price_per_hour_atomic=1)
+    assert first_vendor(a_run(), (cheapest, a_vendor(2))).vendor_id == "gpu_vendor_1"
