@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from wire import decimal_json
 from wire.model import Body
@@ -34,14 +35,24 @@ def branch(name: str, help: str) -> typer.Typer:
     )
 
 
+def words(text: object, style: str = "") -> Text:
+    """Return somebody's text as it is: no markup of theirs is obeyed, no control character reaches the terminal."""
+    return Text(
+        "".join(
+            letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in str(text)
+        ),
+        style,
+    )
+
+
 def fail(message: str, hint: str = "", code: str = "failed", *, as_json: bool = False) -> NoReturn:
     """Say why and end with exit code 1."""
     if as_json:
         print_json({"code": code, "detail": message, "hint": hint})
     else:
-        err.print(f"[bold red]error[/] {message}", highlight=False)
+        err.print(Text.assemble(("error ", "bold red"), words(message)))
         if hint:
-            err.print(f"[dim]hint[/]  {hint}", highlight=False)
+            err.print(Text.assemble(("hint  ", "dim"), words(hint)))
     raise typer.Exit(1)
 
 
@@ -77,7 +88,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*("" if cell is None else str(cell) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else words("" if cell is None else cell) for cell in row))
     return made
 
 
@@ -86,4 +97,5 @@ def show(value: Any, render: Callable[[], Any], *, as_json: bool) -> None:
     if as_json:
         print_json(value)
     else:
-        out.print(render())
+        rendered = render()
+        out.print(words(rendered) if isinstance(rendered, str) else rendered, soft_wrap=isinstance(rendered, str))

@@ -22,7 +22,7 @@ from agent.config import AgentSettings
 from chain.devchain import DevChain, dev_account
 from chain.errors import ChainError
 from cli import processes
-from cli.console import Json, err, fail, out, print_json, run, table
+from cli.console import Json, err, fail, out, print_json, run, table, words
 from cli.local import with_agent
 from cli.watching import picture
 from livery.client import Client
@@ -72,9 +72,8 @@ def demo(
     except (ChainError, processes.NotReady) as error:
         fail(str(error), as_json=as_json)
     if as_json:
-        print_json(
-            {"status": seen, "books": [_line(book) for book in books], "agree": all(book.agree for book in books)}
-        )
+        lines = [_line(book) for book in books]
+        print_json({"status": seen.document(), "books": lines, "agree": all(line["agree"] for line in lines)})
     else:
         _tell(seen, books)
     if seen.run.status != "completed" or not all(book.agree for book in books):
@@ -165,7 +164,7 @@ def _tell_lines(seen: StatusReply, told: int) -> int:
     for line in reversed(seen.observations):
         if line.seq > told:
             kind = Text(f"{line.type:16}", style=_STYLES.get(line.type, ""))
-            out.print(Text.assemble(f"{line.timestamp:%H:%M:%S} ", kind, line.content), soft_wrap=True)
+            out.print(Text.assemble(f"{line.timestamp:%H:%M:%S} ", kind, words(line.content)), soft_wrap=True)
     return max((line.seq for line in seen.observations), default=told)
 
 
@@ -223,5 +222,5 @@ def _tell(seen: StatusReply, books: list[Books]) -> None:
         err.print("\n[bold red]books and chain disagree[/]")
 
 
-def _verdict(agree: bool) -> str:
-    return "equal" if agree else "[bold red]DIFFER[/]"
+def _verdict(agree: bool) -> Text:
+    return Text("equal") if agree else Text("DIFFER", style="bold red")

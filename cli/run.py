@@ -134,7 +134,7 @@ def tick(
         async with control_plane(url, here) as client:
             reply = await client.tick(str(run_id))
             chosen = f"  {reply.action.action}: {reply.action.reason}" if reply.action else ""
-            show(reply, lambda: f"[bold]{reply.message}[/]{chosen}", as_json=as_json)
+            show(reply, lambda: f"{reply.message}{chosen}", as_json=as_json)
 
     if due:
         swept = run(local.tick_due(), as_json=as_json)
@@ -250,6 +250,6 @@ async def _watch(client: Client, run_id: str, interval_s: float, as_json: bool) 
 def _show_preview(seen: dict[str, Any], as_json: bool) -> None:
     hours = f" for {seen['maxHours']} h: {seen['price']} {seen['currency']}" if seen["price"] is not None else ""
     where = f" at {seen['vendorId']}" if seen["vendorId"] else ""
-    show(seen, lambda: f"[bold]{seen['action']}[/]{where}{hours}\n[dim]{seen['reason']}[/]", as_json=as_json)
+    show(seen, lambda: f"{seen['action']}{where}{hours}\n{seen['reason']}", as_json=as_json)
     if seen["refusal"]:
         fail(seen["refusal"], "Nothing was stored, signed or paid.", as_json=as_json)

@@ -92,7 +92,7 @@ def add(
     vendor = run(with_agent(lambda agent: register(agent, vendor_id, endpoint, pay_to)), as_json=as_json)
     show(
         {"vendorId": vendor.vendor_id, "payTo": vendor.pay_to, "gpus": list(vendor.supported_gpu_types)},
-        lambda: f"[bold]{vendor.vendor_id}[/] {vendor.name}, paid at {vendor.pay_to}",
+        lambda: f"{vendor.vendor_id} {vendor.name}, paid at {vendor.pay_to}",
         as_json=as_json,
     )
 

@@ -27,7 +27,7 @@ def new(network: Network = None, as_json: Json = False) -> None:
         fail(str(error), "Use it, or name another with LIVERY_AGENT_KEYSTORE_PATH.", as_json=as_json)
     keystore = settings.keystore_path.expanduser()
     lines = (
-        f"[bold]{address}[/]",
+        address,
         f"keystore {keystore}",
         f"password {settings.keystore_password_path.expanduser()}",
         _how_to_fund(settings, address),
@@ -58,7 +58,7 @@ def show_wallet(network: Network = None, as_json: Json = False) -> None:
 
     found = run(read(), as_json=as_json)
     lines = (
-        f"[bold]{found['address']}[/] on {found['network']} ({settings.rpc_url})",
+        f"{found['address']} on {found['network']} ({settings.rpc_url})",
         f"{found['usdc']} USDC · it needs no ether: the facilitator pays the gas",
         _how_to_fund(settings, found["address"]),
     )

@@ -8,6 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cli.console import words
 from wire.control import JobDocument, ObservationDocument, PaymentDocument, RunDocument, StatusReply
 
 STATE_STYLES = {
@@ -26,7 +27,7 @@ LINES_MAX = 8
 
 def picture(status: StatusReply, *, payments: bool = True, lines_max: int = LINES_MAX) -> Group:
     """Return the whole of a run for a terminal, with its newest lines."""
-    parts: list[RenderableType] = [_head(status.run)]
+    parts: list[RenderableType] = [_head(status)]
     if status.jobs:
         parts.append(_jobs(status.run, status.jobs))
     if status.payments and payments:
@@ -48,17 +49,21 @@ def short(identifier: str | None, width: int = 18) -> str:
     return f"{identifier[:half]}…{identifier[-half:]}"
 
 
-def _head(run: RunDocument) -> Panel:
+def _head(status: StatusReply) -> Panel:
+    run = status.run
     left = Table.grid(padding=(0, 2))
-    left.add_row(Text("goal", style="dim"), run.goal)
+    left.add_row(Text("goal", style="dim"), words(run.goal))
     left.add_row(Text("state", style="dim"), Text.assemble(state(run.status), f" · {run.phase}", _reason(run)))
+    decision = next((line.content for line in status.observations if line.type == "agent_reasoning"), None)
+    if decision is not None:
+        left.add_row(Text("decision", style="dim"), words(decision))
     bar = _bar(run.budget_spent + run.budget_reserved, run.budget_total, 24, "yellow")
-    words = (
+    amounts = (
         f"{run.budget_remaining} {run.currency} left of {run.budget_total}"
         f" · {run.budget_spent} spent · {run.budget_reserved} reserved"
     )
     money = Table.grid(padding=(0, 2))
-    money.add_row(bar, words)
+    money.add_row(bar, amounts)
     left.add_row(Text("budget", style="dim"), money)
     return Panel(left, title=run.id, title_align="left", border_style=STATE_STYLES.get(run.status, ""))
 
@@ -79,13 +84,13 @@ def _jobs(run: RunDocument, jobs: tuple[JobDocument, ...]) -> Table:
     )
     for job in reversed(jobs):
         made.add_row(
-            job.vendor_id,
+            words(job.vendor_id),
             state(job.status),
             _bar(job.progress, Decimal(1), 20, STATE_STYLES.get(job.status, "cyan")),
             f"{job.progress * 100:.0f} %",
             f"{job.expected_cost} {run.currency}" if job.expected_cost else "",
             "" if job.actual_cost is None else f"{job.actual_cost} {run.currency}",
-            job.error_message or _metrics(job.final_metrics),
+            words(job.error_message or _metrics(job.final_metrics)),
         )
     return made
 
@@ -101,7 +106,7 @@ def _payments(payments: tuple[PaymentDocument, ...]) -> Table:
             f"{payment.refunded} {payment.currency} in {short(payment.refund_tx_id)}" if payment.refund_tx_id else ""
         )
         made.add_row(
-            payment.vendor_id,
+            words(payment.vendor_id),
             f"{payment.amount} {payment.currency}",
             state(payment.status),
             short(payment.x402_tx_id),
@@ -116,6 +121,12 @@ def _lines(observations: tuple[ObservationDocument, ...]) -> Table:
         made.add_row(
             Text(f"{line.timestamp:%H:%M:%S}", style="dim"),
             Text(line.type, style="dim"),
-            Text(line.content, overflow="ellipsis"),
+            _one_line(line.content),
         )
     return made
+
+
+def _one_line(text: str) -> Text:
+    line = words(text.replace("\n", " "))
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line

@@ -109,6 +109,7 @@ async def test_a_lapsed_cheque_is_void_when_finalised_time_is_past_it(world: Wor
 
     assert await world.cashier().recover(world.start) == Recovered(open=1)
     world.chain.mine(3)
+    assert await world.cashier().desk.chain.finalized_time_s() > world.clock_s + 250
     assert await world.cashier().recover(world.start) == Recovered(void=1)
     assert await world.cashier().desk.till.unfinished() == []
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_without_a_secret_or_with_a_wrong_setting_the_server_does_not_start(tmp_
 def test_the_server_serves_until_a_signal_and_exits_0(tmp_path, number):
     process = _start(tmp_path, GPU_VENDOR_SECRET="s", PORT="0")
     try:
-        url = process.stderr.readline().split()[-1]
+        url = next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.:]+", line)))
         deadline_s = time.monotonic() + 20
         while True:
             try:

@@ -206,8 +206,8 @@ async def test_a_challenge_is_the_402_of_an_unpaid_submission(vendor: ScriptedVe
         ("", "the header is not JSON"),
         ("%%%", "the header is not base64"),
         ("PGh0bWw+", "the header is not JSON"),
-        ("e30=", "resource: Field required"),
-        (encode_header(requirements()), "resource: Field required"),
+        ("e30=", "accepts: Field required"),
+        (encode_header(requirements()), "accepts: Field required"),
         ("A" * 16_388, "the header is larger than 16384 bytes"),
     ],
 )
