@@ -87,7 +87,8 @@ def _fingerprint(request: PaidRequest, header: str) -> str:
     parts = urlsplit(request.url)
     digest = hashlib.sha256()
     for part in (request.method.upper(), parts.path, parts.query, header):
-        digest.update(len(part).to_bytes(4, "big") + part.encode())
+        written = part.encode()
+        digest.update(len(written).to_bytes(4, "big") + written)
     digest.update(request.body)
     return digest.hexdigest()
 
