@@ -4,10 +4,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from wire.money import ASSETS, to_atomic
+
 DATA_DIR = Path("~/.livery")
+STORES = ("sqlite:///", "mongodb://", "mongodb+srv://")
 
 
 def _env(*names: str) -> dict[str, Any]:
@@ -18,7 +21,12 @@ class AgentSettings(BaseSettings):
     """The buyer: its store, its wallet, its chain, its planner, its caps. The first name of each wins."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+        frozen=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_file=".env",
+        hide_input_in_errors=True,
     )
 
     database_url: SecretStr = Field(
@@ -105,3 +113,24 @@ class AgentSettings(BaseSettings):
     attempts_max: int = Field(
         10, ge=1, le=1_000, description="Failed jobs after which a run gives up.", **_env("LIVERY_AGENT_ATTEMPTS_MAX")
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_a_store(cls, url: SecretStr) -> SecretStr:
+        text = url.get_secret_value()
+        if text in STORES:
+            raise ValueError(f"DATABASE_URL ends after {text}, it names no database")
+        if not text.startswith(STORES):
+            head, _, rest = text.partition(":")
+            # Nothing but a scheme is shown: anything else may hold a password.
+            scheme = head if rest.startswith("//") or head == "sqlite" else "nothing"
+            raise ValueError(f"DATABASE_URL begins with {', '.join(STORES[:-1])} or {STORES[-1]}, not {scheme}")
+        return url
+
+    @field_validator("payment_max", "run_max", "vendor_day_max", "wallet_day_max")
+    @classmethod
+    def _is_an_amount(cls, cap: Decimal, info: ValidationInfo) -> Decimal:
+        """Raise MoneyError, a ValueError, where the network's asset has no such amount."""
+        if "network" in info.data:
+            to_atomic(cap, ASSETS[info.data["network"]])
+        return cap

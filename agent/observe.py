@@ -2,7 +2,6 @@
 Polling the active jobs: new log lines, progress, the end, a refund announced. Silence is not failure.
 """
 
-import re
 from datetime import datetime, timedelta
 
 from agent.core.decide import active_jobs
@@ -13,20 +12,16 @@ from agent.core.events import (
     JobLogged,
     JobMissed,
     JobObserved,
-    RefundAnnounced,
-    Refused,
 )
-from agent.core.model import Job, Payment, Run, Vendor
+from agent.core.model import Job, Run, Vendor
 from agent.core.states import JOB_ENDS
-from agent.settle import settle_refunds
+from agent.refunds import read_refund
 from agent.turn import Turn
-from wire.money import MoneyError, to_atomic, to_atomic_up
-from wire.vendor import JobStatus, Refund
+from wire.money import MoneyError, to_atomic_up
+from wire.vendor import JobStatus
 
 # Kept of one job's log; a vendor that talks for ever fills its own disk, not ours.
 LOG_LINES_MAX = 10_000
-
-_TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
 
 
 async def observe(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
@@ -41,11 +36,9 @@ async def observe(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
 
 
 async def take(turn: Turn, events: list[Event]) -> str | None:
-    """Store what a vendor said of a job, count a refund if the chain has it; return a message if the job ended."""
+    """Store what a vendor said of a job; return a message if the job ended."""
     turn.record(*events)
     await turn.save()
-    if any(isinstance(event, RefundAnnounced) for event in events):
-        await settle_refunds(turn)
     ends = [event.status for event in events if isinstance(event, JobEnded)]
     return f"Job {ends[-1]}" if ends else None
 
@@ -86,7 +79,7 @@ def read_status(run: Run, job: Job, status: JobStatus, now: datetime) -> list[Ev
     events: list[Event] = [JobLogged(at=now, job_id=job.job_id, line=line) for line in _new_lines(job, status)]
     if status.status in JOB_ENDS:
         if status.refund is not None:
-            events.extend(_announced(run, job, status.refund, now))
+            events.extend(read_refund(run, job, status.refund, now))
         events.append(
             JobEnded(
                 at=now,
@@ -119,34 +112,3 @@ def _new_lines(job: Job, status: JobStatus) -> tuple[str, ...]:
     if status.cursor == job.cursor:
         return ()
     return status.logs[: LOG_LINES_MAX - job.log_lines]
-
-
-def _announced(run: Run, job: Job, refund: Refund, now: datetime) -> list[Event]:
-    payment = next((payment for payment in run.payments if payment.job_id == job.job_id), None)
-    if payment is None or payment.refund is not None:
-        return []
-    try:
-        amount_atomic = to_atomic(refund.amount, run.asset)
-        problem = _refund_problem(payment, refund, amount_atomic)
-    except MoneyError as error:
-        problem = str(error)
-    if problem is not None:
-        return [Refused(at=now, code="bad_refund", detail=problem, job_id=job.job_id)]
-    return [
-        RefundAnnounced(
-            at=now,
-            payment_id=payment.payment_id,
-            amount_atomic=amount_atomic,
-            transaction=refund.transaction.lower(),
-        )
-    ]
-
-
-def _refund_problem(payment: Payment, refund: Refund, amount_atomic: int) -> str | None:
-    if refund.asset.lower() != payment.asset.lower() or refund.network != payment.network:
-        return f"announced in {refund.asset} on {refund.network}"
-    if not _TRANSACTION.fullmatch(refund.transaction):
-        return "the transaction is not a hash"
-    if amount_atomic > payment.amount_atomic:
-        return "more than was paid"
-    return None

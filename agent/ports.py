@@ -165,7 +165,7 @@ class VendorGateway(Protocol):
     ) -> Submitted | Unsettled | Declined: ...
     async def find(self, vendor: Vendor, payment_id: str) -> JobFound | None: ...
     async def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus: ...
-    async def cancel(self, vendor: Vendor, vendor_job_id: str) -> JobStatus: ...
+    async def cancel(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus: ...
     async def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply: ...
 
 
@@ -185,6 +185,7 @@ class TransferLog:
 
     index: int
     value_atomic: int
+    block: int
 
 
 class Chain(Protocol):
@@ -213,7 +214,8 @@ class Chain(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Durations in seconds. A job is lost after `misses_max` polls in a row failed over `missed_s_max`."""
+    """Durations in seconds. A job is lost after `misses_max` polls in a row failed over `missed_s_max`; it is cancelled
+    `overdue_s` after the hours that were paid for, and given up `missed_s_max` after that if the vendor goes on."""
 
     lease_s: int = 60
     poll_interval_s: int = 5
@@ -222,7 +224,8 @@ class Limits:
     missed_s_max: int = 600
     unserved_sends_max: int = 10
     refund_wait_s: int = 60
-    refund_days_max: int = 30
+    refund_days_max: int = 7
+    overdue_s: int = 3_600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from agent.core.events import (
     SubmissionUnanswered,
 )
 from agent.core.model import Job, JobState, Payment, Run, Vendor
-from agent.core.policy import Refusal, check_caps, check_quote, choose_requirements, holds_for, refusal_of
+from agent.core.policy import Refusal, check_caps, check_hourly, check_quote, choose_requirements, holds_for, refusal_of
 from agent.ports import Agent, Submitted, Wallet
 from agent.settle import settle
 from agent.turn import Turn
@@ -98,7 +98,7 @@ async def pay(turn: Turn, vendor: Vendor, job: Job) -> str:
     if isinstance(chosen, Refusal):
         return await _give_up(turn, job, chosen)
     amount_atomic = int(chosen.amount)
-    if refusal := check_caps(agent.policy, turn.run, amount_atomic):
+    if refusal := check_hourly(turn.run, job, amount_atomic) or check_caps(agent.policy, turn.run, amount_atomic):
         return await _give_up(turn, job, refusal)
     payment = await _signed(turn, job, required, chosen, request, number)
 

@@ -1,5 +1,5 @@
 """
-Before anything else a tick settles what earlier ticks left open: signed cheques, quoted jobs, refunds.
+Before anything else a tick settles what earlier ticks left open: signed cheques and quoted jobs.
 """
 
 from agent.core.apply import find_payment
@@ -9,7 +9,7 @@ from agent.core.events import JobEnded, JobSubmitted
 from agent.core.model import Job, Payment, Vendor
 from agent.core.states import OPEN_PAYMENTS
 from agent.purchase import pay, send
-from agent.settle import settle, settle_refunds
+from agent.settle import settle
 from agent.turn import Turn
 
 
@@ -22,8 +22,6 @@ async def recover(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
     for payment in turn.run.payments:
         if payment.status in OPEN_PAYMENTS and find_payment(turn.run, payment.payment_id).status in OPEN_PAYMENTS:
             await settle(turn, payment)
-    if await settle_refunds(turn):
-        message = message or "Refund received"
     return message
 
 
@@ -36,12 +34,15 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
         payment = find_payment(turn.run, payment.payment_id)
     if payment.status == "failed":
         return await _fail(turn, job, f"payment_refused: {payment.error_message}")
+    lapsed = turn.now.timestamp() > payment.valid_before_s
     if vendor is None:
+        if payment.status == "completed" and lapsed:
+            return await _fail(turn, job, "paid_not_served: the vendor is no longer registered")
         return "Active job missing vendor configuration"
     if await _found(turn, vendor, job, payment):
         return "Job started"
     unserved = payment.status == "completed" and payment.sends >= turn.agent.limits.unserved_sends_max
-    if unserved and turn.now.timestamp() > payment.valid_before_s:
+    if unserved and lapsed:
         return await _fail(turn, job, f"paid_not_served: {payment.error_message}")
     # A run that is to end does not offer its cheque again; what was paid for is asked for, to be cancelled.
     wanted = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now) is None

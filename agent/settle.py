@@ -1,13 +1,16 @@
 """
-What the chain says of a payment: paid, never paid, or not yet known; and of a refund: come, or not yet.
+What the chain says of a payment: paid, never paid, or not yet known.
 
 Only here does a payment's outcome become known, and only from the chain. A vendor's word is a hint.
 """
 
-from agent.core.events import PaymentSettled, PaymentVoided, RefundSettled
+from agent.core.events import PaymentSettled, PaymentVoided
 from agent.core.model import Payment
 from agent.core.policy import Hold, holds_for
 from agent.turn import Turn
+
+# The newest blocks may be reorganised, so a settlement may end up a little below the head that was seen at signing.
+HEAD_MARGIN_BLOCKS = 64
 
 
 async def settle(turn: Turn, payment: Payment) -> bool:
@@ -19,9 +22,8 @@ async def settle(turn: Turn, payment: Payment) -> bool:
     """
     chain = turn.agent.chain
     if await chain.is_nonce_used(payment.payer, payment.nonce):
-        transaction = await chain.settlement(
-            payment.payer, payment.nonce, payment.pay_to, payment.amount_atomic, payment.from_block
-        )
+        start = max(0, payment.from_block - HEAD_MARGIN_BLOCKS)
+        transaction = await chain.settlement(payment.payer, payment.nonce, payment.pay_to, payment.amount_atomic, start)
         if transaction is None:
             return False
         turn.record(PaymentSettled(at=turn.now, payment_id=payment.payment_id, transaction=transaction))
@@ -34,31 +36,6 @@ async def settle(turn: Turn, payment: Payment) -> bool:
         await turn.save(holds=_given_back(turn, payment), durable=True)
         return True
     return False
-
-
-async def settle_refunds(turn: Turn) -> bool:
-    """Count every announced refund that the chain shows by now; return whether any was counted."""
-    counted = False
-    for payment in turn.run.payments:
-        if payment.refund is None or payment.status != "completed":
-            continue
-        claim = payment.refund
-        for transfer in await turn.agent.chain.transfers(claim.transaction, payment.pay_to, payment.payer):
-            key = f"{claim.transaction.lower()}:{transfer.index}"
-            if transfer.value_atomic != claim.amount_atomic or await turn.agent.store.is_refund_taken(key):
-                continue
-            turn.record(
-                RefundSettled(
-                    at=turn.now,
-                    payment_id=payment.payment_id,
-                    amount_atomic=min(transfer.value_atomic, payment.amount_atomic),
-                    transaction=claim.transaction,
-                )
-            )
-            await turn.save(refunds=(key,))
-            counted = True
-            break
-    return counted
 
 
 def _given_back(turn: Turn, payment: Payment) -> tuple[Hold, Hold]:

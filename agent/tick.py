@@ -19,20 +19,20 @@ from agent.core.decide import (
     StartJob,
     TickRecord,
     Wait,
-    active_jobs,
     decide,
     tick_document,
 )
-from agent.core.errors import RunBusy, RunFinished, StaleClaim, VendorError
-from agent.core.events import Decided, JobMissed, RunEnded
+from agent.core.errors import ChainUnavailable, NoSigner, RunBusy, RunFinished, StaleClaim, Unavailable, WalletError
+from agent.core.events import Decided, RunEnded
 from agent.core.model import Phase, Run, Vendor
 from agent.core.planning import Proposal
 from agent.core.states import RUN_ENDS
-from agent.observe import observe, read_status, take
+from agent.observe import observe
 from agent.ports import Agent, Busy
 from agent.purchase import OVER_BUDGET, SUBMIT_FAILED, start_job, wallet_of
 from agent.recover import recover
-from agent.settle import settle_refunds
+from agent.refunds import collect_refunds, refundable
+from agent.stop import cancel_jobs
 from agent.turn import Turn
 
 
@@ -79,7 +79,8 @@ async def watch_refunds(agent: Agent, run_id: str) -> bool:
         return False
     turn = Turn.of(agent, claim)
     try:
-        return await settle_refunds(turn)
+        vendors = await agent.store.list_vendors()
+        return await collect_refunds(turn, {vendor.vendor_id: vendor for vendor in vendors})
     finally:
         await agent.store.release(run_id, turn.token, _next_tick_at(turn, ""))
 
@@ -87,16 +88,15 @@ async def watch_refunds(agent: Agent, run_id: str) -> bool:
 async def _advance(turn: Turn) -> tuple[str, Action | None]:
     vendors = await turn.agent.store.list_vendors()
     by_id = {vendor.vendor_id: vendor for vendor in vendors}
-    recovered = await recover(turn, by_id)
-    if recovered in _AT_ONCE:
-        return recovered, None
-    observed = await observe(turn, by_id)
-    if observed in _AT_ONCE:
-        return observed, None
+    message = await _catch_up(turn, by_id)
+    if message in _AT_ONCE:
+        return message, None
 
+    limits = turn.agent.limits
     facts = Facts(
-        attempts_max=turn.agent.limits.attempts_max,
-        refund_wait_s=turn.agent.limits.refund_wait_s,
+        attempts_max=limits.attempts_max,
+        refund_wait_s=limits.refund_wait_s,
+        overdue_s=limits.overdue_s,
         cancel_requested_at=turn.run.cancel_requested_at,
         vendors=tuple(vendors),
     )
@@ -107,54 +107,73 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
     if isinstance(action, StartJob):
         wallet_of(turn.agent)
     turn.record_tick(tick_document(TickRecord(now=turn.now, facts=facts, action=action)))
-    if facts.proposal is not None:
+    if facts.proposal is not None or not isinstance(action, Wait):
         turn.record(_decided(turn, facts.proposal, action))
     acted = await _ACTS[type(action)](turn, by_id, action)
-    return observed or recovered or acted, action if facts.proposal is not None else None
+    return message or acted, action if facts.proposal is not None else None
 
 
-async def _start(turn: Turn, vendors: Mapping[str, Vendor], action: StartJob) -> str:
+async def _catch_up(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
+    """
+    Recover, observe, count refunds; return the last message of it.
+
+    A key or a chain that is away must not keep running jobs from being watched: what it raised waits its turn.
+    """
+    messages: list[str | None] = []
+    held: list[Unavailable] = []
+    for step in (recover, observe, _refunds):
+        try:
+            messages.append(await step(turn, vendors))
+        except (ChainUnavailable, NoSigner, WalletError) as error:
+            held.append(error)
+    if held:
+        raise held[0]
+    recovered, observed, refunded = messages
+    return observed or recovered or refunded
+
+
+async def _refunds(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
+    return "Refund received" if await collect_refunds(turn, vendors) else None
+
+
+async def _start(turn: Turn, vendors: dict[str, Vendor], action: StartJob) -> str:
     return await start_job(turn, vendors[action.vendor_id], action)
 
 
-async def _wait(turn: Turn, vendors: Mapping[str, Vendor], action: Wait) -> str:
+async def _wait(turn: Turn, vendors: dict[str, Vendor], action: Wait) -> str:
     await turn.save()
     return action.message
 
 
-async def _end(turn: Turn, vendors: Mapping[str, Vendor], action: EndRun) -> str:
+async def _end(turn: Turn, vendors: dict[str, Vendor], action: EndRun) -> str:
     turn.record(RunEnded(at=turn.now, status=action.status, reason=action.reason, detail=action.detail))
     await turn.save()
     return {"completed": "Job completed", "failed": "Run aborted"}.get(action.status, f"Run {action.status}")
 
 
-async def _cancel(turn: Turn, vendors: Mapping[str, Vendor], action: CancelJobs) -> str:
-    await turn.save()
-    message = "Waiting"
-    for job in active_jobs(turn.run):
-        vendor = vendors.get(job.vendor_id)
-        if job.vendor_job_id is None or vendor is None:
-            continue
-        try:
-            status = await turn.agent.vendors.cancel(vendor, job.vendor_job_id)
-            message = await take(turn, read_status(turn.run, job, status, turn.now)) or message
-        except VendorError as error:
-            await take(turn, [JobMissed(at=turn.now, job_id=job.job_id, detail=f"cancel: {error}")])
+async def _cancel(turn: Turn, vendors: dict[str, Vendor], action: CancelJobs) -> str:
+    message = await cancel_jobs(turn, vendors, action)
+    await collect_refunds(turn, vendors)
     return message
 
 
-_Act = Callable[[Turn, Mapping[str, Vendor], Any], Awaitable[str]]
+_Act = Callable[[Turn, dict[str, Vendor], Any], Awaitable[str]]
 _ACTS: Mapping[type, _Act] = {StartJob: _start, Wait: _wait, EndRun: _end, CancelJobs: _cancel}
 
-_PHASES: Mapping[type, Phase] = {StartJob: "executing", Wait: "waiting", EndRun: "planning"}
+_PHASES: Mapping[type, Phase] = {StartJob: "executing", Wait: "waiting", EndRun: "planning", CancelJobs: "waiting"}
 
 
-def _decided(turn: Turn, proposal: Proposal, action: Action) -> Decided:
+def _decided(turn: Turn, proposal: Proposal | None, action: Action) -> Decided:
+    """Return the reasoning behind `action`: the planner's wish as it was taken, or the rule that needed no planner."""
+    phase = _PHASES[type(action)]
+    if proposal is None:
+        reason = str(getattr(action, "reason", None) or getattr(action, "status", ""))
+        return Decided(at=turn.now, action=action.kind, reason=reason, phase=phase, mode="rule")
     return Decided(
         at=turn.now,
-        action=proposal.action if not isinstance(action, Wait) else "wait",
+        action="wait" if isinstance(action, Wait) else proposal.action,
         reason=action.reason if isinstance(action, Wait) else proposal.reason,
-        phase=_PHASES[type(action)],
+        phase=phase,
         vendor_id=proposal.vendor_id,
         max_hours=proposal.max_hours,
         mode=proposal.mode,
@@ -173,7 +192,9 @@ def _next_tick_at(turn: Turn, message: str) -> datetime | None:
     run, limits = turn.run, turn.agent.limits
     if run.status not in RUN_ENDS:
         return turn.now if message in _AT_ONCE else turn.now + timedelta(seconds=limits.poll_interval_s)
-    ages = [turn.now - paid.refund.announced_at for paid in run.payments if paid.refund and paid.status == "completed"]
-    # Each look at an announced refund comes after twice the time of the last, and there is a last one.
+    announced = [paid.refund.announced_at for paid in run.payments if paid.refund and paid.status == "completed"]
+    ended = [job.completed_at for job, _ in refundable(turn) if job.completed_at is not None]
+    ages = [turn.now - at for at in (*announced, *ended)]
+    # Each look at a refund that may come is after twice the time of the last, and there is a last one.
     waits = [max(age, timedelta(seconds=limits.refund_wait_s)) for age in ages if age.days < limits.refund_days_max]
     return turn.now + min(waits) if waits else None

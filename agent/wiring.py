@@ -63,13 +63,15 @@ def create_wallet(settings: AgentSettings) -> str:
     Make a key in a new keystore and return its address; its password is the settings', or is made and kept in a file.
 
     Raises:
-        WalletError: there is a keystore, or a password file, already; nothing is overwritten.
+        WalletError: there is a keystore already; nothing is overwritten.
     """
     keystore = settings.keystore_path.expanduser()
     if keystore.exists():
         raise WalletError(f"there is a keystore at {keystore} already; it is never overwritten")
-    if settings.keystore_password is None:
-        write_secret(settings.keystore_password_path.expanduser(), secrets.token_urlsafe(32))
+    # A password file without a keystore is what an interrupted creation leaves: it is used again.
+    password = settings.keystore_password_path.expanduser()
+    if settings.keystore_password is None and not password.exists():
+        write_secret(password, secrets.token_urlsafe(32))
     return create_keystore(keystore, keystore_password(settings))
 
 

@@ -4,17 +4,22 @@ Takes one payment for one request: claim, capacity, verify, write ahead, settle,
 Rule 1: nothing is charged before there is room for the work, nothing is started before the money is ours.
 Rule 2: whatever may have been sent has a durable row first, so a crash anywhere ends in one settlement and one start.
 Rule 3: a refusal asks the chain before it is spoken: a cheque may have been settled by anybody.
+Rule 4: a cheque that was sent to be settled is refused only when it can be mined no more: it lapsed unused in
+        finalised blocks, or the first settlement ever asked for was refused before anything was sent.
 """
 
+import logging
 from dataclasses import dataclass, replace
 
 from cashier.core import answers
 from cashier.core.claiming import Claimed, Conflict, Held, Served
-from cashier.core.errors import ChainUnavailable, FacilitatorUnavailable
+from cashier.core.errors import ChainUnavailable, FacilitatorUnavailable, Unavailable
 from cashier.core.model import Answer, Lease, PaidRequest, Price, Taking, sale_of
 from cashier.core.reading import mismatch, read_cheque, requirements_for, taking_for
 from cashier.ports import Declined, Desk, HasCapacity, Pending, Settled, Start
 from wire.x402 import HeaderError, PaymentRequirements
+
+_LOG = logging.getLogger("livery.cashier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,61 +87,69 @@ async def _work(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity
 async def _open(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity: HasCapacity) -> Taking | Answer:
     """Return the row once a settlement may be sent, or why none is: up to here a refusal leaves no row."""
     taking = claim.taking
-    if not await has_capacity(claim.reserved):
-        await desk.till.drop(taking, lease)
-        return answers.problem("no_capacity", "not charged: there is no room for one more")
+    refused = None
     try:
-        verdict = await desk.facilitator.verify(taking.payload, _asked(desk, taking))
+        if not await has_capacity(claim.reserved):
+            refused = answers.problem("no_capacity", answers.NO_ROOM)
+        else:
+            verdict = await desk.facilitator.verify(taking.payload, _asked(desk, taking))
+            refused = None if verdict.reason is None else ask.refuse(verdict.reason)
         opened = replace(taking, state="settling", from_block=max(0, await desk.chain.head() - desk.lookback_blocks))
-        found = None if verdict.reason is None else await settlement_of(desk, opened)
+        found = None if refused is None else await settlement_of(desk, opened)
     except (FacilitatorUnavailable, ChainUnavailable) as error:
-        await desk.till.drop(taking, lease)
-        return answers.unknown(str(error))
+        return await _forget(desk, lease, taking, _unknown(error))
     if found is not None:
+        # Paid already, by whoever: the work is owed, room or none.
         return await _book(desk, lease, opened, found)
-    if verdict.reason is not None:
-        await desk.till.drop(taking, lease)
-        return ask.refuse(verdict.reason)
+    if refused is not None:
+        return await _forget(desk, lease, taking, refused)
     return opened if await desk.till.save(opened, lease, durable=True) else answers.pending(opened)
 
 
 async def _settle(desk: Desk, lease: Lease, taking: Taking, ask: Ask, *, again: bool) -> Taking | Answer:
-    """Return the settled row, or the answer to a settlement that is open or refused."""
+    """
+    Return the settled row, or the answer to a settlement that is open or refused.
+
+    Args:
+        again: a settlement of this cheque may have been sent before this one.
+    """
+    outcome: Settled | Pending | Declined | None = None
+    silent: Answer | None = None
     try:
         found = await settlement_of(desk, taking) if again else None
         if found is not None:
             return await _book(desk, lease, taking, found)
         try:
-            outcome: Settled | Pending | Declined | None
             outcome = await desk.facilitator.settle(taking.payload, _asked(desk, taking))
-            lost = ""
         except FacilitatorUnavailable as error:
-            outcome, lost = None, str(error)
+            silent = _unknown(error)
         match outcome:
             case Settled():
                 return await _book(desk, lease, taking, outcome.transaction)
-            case Pending():
-                return await _wait(desk, lease, replace(taking, transaction=outcome.transaction))
+            case Pending() if outcome.transaction is not None:
+                taking = replace(taking, transaction=outcome.transaction)
+                await desk.till.save(taking, lease)
         found = await settlement_of(desk, taking)
+        if found is not None:
+            return await _book(desk, lease, taking, found)
+        if isinstance(outcome, Declined) and outcome.unsent and not again:
+            return await _forget(desk, lease, taking, ask.refuse(outcome.reason))
+        if await is_void(desk, taking):
+            return await _forget(desk, lease, taking, ask.refuse(answers.LAPSED))
     except ChainUnavailable as error:
-        await desk.till.release(taking, lease)
-        return answers.unknown(str(error))
-    if found is not None:
-        return await _book(desk, lease, taking, found)
-    if outcome is None:
-        await desk.till.release(taking, lease)
-        return answers.unknown(lost)
-    if taking.transaction is not None and desk.now_s() < taking.valid_before_s:
-        # A transaction is on its way: it may yet be mined, whatever was said about a second one.
-        return await _wait(desk, lease, taking)
-    await desk.till.drop(taking, lease)
-    return ask.refuse(outcome.reason)
-
-
-async def _wait(desk: Desk, lease: Lease, taking: Taking) -> Answer:
-    await desk.till.save(taking, lease)
+        silent = _unknown(error)
     await desk.till.release(taking, lease)
-    return answers.pending(taking)
+    return silent or answers.pending(taking)
+
+
+async def _forget(desk: Desk, lease: Lease, taking: Taking, answer: Answer) -> Answer:
+    """Drop the row and return `answer`; where another holder has the row, what becomes of it is open."""
+    return answer if await desk.till.drop(taking, lease) else answers.pending(taking)
+
+
+def _unknown(error: Unavailable) -> Answer:
+    _LOG.warning("%s", error)
+    return answers.unknown(error.code)
 
 
 async def _book(desk: Desk, lease: Lease, taking: Taking, transaction: str) -> Taking | Answer:
@@ -164,6 +177,18 @@ async def settlement_of(desk: Desk, taking: Taking) -> str | None:
     return await desk.chain.settlement(
         taking.payer, taking.nonce, taking.pay_to, taking.amount.atomic, taking.from_block
     )
+
+
+async def is_void(desk: Desk, taking: Taking) -> bool:
+    """
+    Return whether the cheque can never be settled: lapsed in finalised time, its nonce unused there.
+
+    Raises:
+        ChainUnavailable: nothing is known.
+    """
+    if await desk.chain.finalized_time_s() <= taking.valid_before_s:
+        return False
+    return not await desk.chain.is_nonce_used_finalized(taking.payer, taking.nonce)
 
 
 def _asked(desk: Desk, taking: Taking) -> PaymentRequirements:

@@ -30,8 +30,8 @@ class Till(Protocol):
     async def save(self, taking: Taking, lease: Lease, *, durable: bool = False) -> bool:
         """Store the row's state; return False, with nothing written, where another holder has it."""
 
-    async def drop(self, taking: Taking, lease: Lease) -> None:
-        """Forget a row that took nothing, where `lease` still holds it."""
+    async def drop(self, taking: Taking, lease: Lease) -> bool:
+        """Forget a row that took nothing; return False, with nothing done, where another holder has it."""
 
     async def release(self, taking: Taking, lease: Lease) -> None:
         """End the lease, where `lease` still holds it."""
@@ -76,21 +76,27 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Sent to the chain and not mined yet."""
+    """It may have been sent to the chain, and nobody knows its end; `transaction` is its hash where one was told."""
 
-    transaction: str | None
+    transaction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Declined:
+    """Refused; `unsent` where that is certain: no transaction was handed to the chain, and none will be."""
+
     reason: str
+    unsent: bool
 
 
 class Facilitator(Protocol):
-    """Who checks and settles cheques. Every method may raise FacilitatorUnavailable."""
+    """Who checks and settles cheques."""
 
-    async def verify(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Verdict: ...
-    async def settle(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Settled | Pending | Declined: ...
+    async def verify(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Verdict:
+        """Raises FacilitatorUnavailable: nothing is known."""
+
+    async def settle(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Settled | Pending | Declined:
+        """Raises FacilitatorUnavailable: the question did not reach it. An answer that was lost is Pending."""
 
 
 class Chain(Protocol):
@@ -108,11 +114,12 @@ class Chain(Protocol):
 class SignedTransfer:
     transaction: str
     raw: str
+    account_nonce: int
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Another transaction used the account nonce: this transfer can never be mined."""
+    """Another transaction used the account nonce, for good: this transfer can never be mined."""
 
 
 class Sender(Protocol):
@@ -124,7 +131,7 @@ class Sender(Protocol):
     async def prepare(self, to: str, value_atomic: int, account_nonce: int) -> SignedTransfer: ...
 
     async def broadcast(self, transfer: SignedTransfer) -> Superseded | None:
-        """Send `transfer`; sending it again is harmless."""
+        """Send `transfer`; sending it again is harmless. Superseded is said of finalised blocks only."""
 
     async def succeeded(self, transaction: str, timeout_s: float) -> bool:
         """Wait until it is mined and return whether it went through. Raises ChainUnavailable after `timeout_s`."""

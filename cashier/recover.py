@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 
-from cashier.charge import serve, settlement_of
+from cashier.charge import is_void, serve, settlement_of
 from cashier.core.errors import ChainUnavailable
 from cashier.core.model import Lease, Taking
 from cashier.ports import Desk, Start
@@ -37,7 +37,7 @@ async def recover(desk: Desk, start: Start) -> Recovered:
 
 async def _end(desk: Desk, lease: Lease, taking: Taking, start: Start) -> str:
     try:
-        if taking.state == "claimed" or (taking.state == "settling" and await _is_void(desk, taking)):
+        if taking.state == "claimed" or (taking.state == "settling" and await is_void(desk, taking)):
             await desk.till.drop(taking, lease)
             return "void"
         settled = await _settled(desk, lease, taking)
@@ -54,13 +54,6 @@ async def _end(desk: Desk, lease: Lease, taking: Taking, start: Start) -> str:
         await desk.till.release(taking, lease)
         return "open"
     return "served"
-
-
-async def _is_void(desk: Desk, taking: Taking) -> bool:
-    """Return whether the cheque can never be settled: lapsed in finalised time, its nonce unused there."""
-    if await desk.chain.finalized_time_s() <= taking.valid_before_s:
-        return False
-    return not await desk.chain.is_nonce_used_finalized(taking.payer, taking.nonce)
 
 
 async def _settled(desk: Desk, lease: Lease, taking: Taking) -> Taking | None:

@@ -3,7 +3,8 @@ Pays back part of a payment, once per refund key.
 
 Rule 1: a refund that is owed is stored before it is signed, a signed one before it is broadcast.
 Rule 2: one transfer at a time per address, so that an account nonce belongs to one refund.
-Rule 3: after a crash the same raw transaction is broadcast again, never a second one signed beside it.
+Rule 3: after a crash the same raw transaction is broadcast again; a second one is signed only when the finalised
+        chain shows that the first can never be mined.
 """
 
 from dataclasses import replace
@@ -67,7 +68,7 @@ async def _turn(desk: Desk, sender: Sender, owed: Refund) -> None:
         )
         if not await desk.till.sign_refund(sending):
             return
-    transfer = SignedTransfer(str(sending.transaction), str(sending.raw))
+    transfer = SignedTransfer(str(sending.transaction), str(sending.raw), int(sending.account_nonce or 0))
     if isinstance(await sender.broadcast(transfer), Superseded):
         await desk.till.end_refund(sending, paid=False)
         return

@@ -10,7 +10,12 @@ class ChainSettings(BaseSettings):
     """Where the programs of the local chain are."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+        frozen=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_file=".env",
+        hide_input_in_errors=True,
     )
 
     anvil_bin: Path | None = Field(

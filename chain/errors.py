@@ -4,7 +4,7 @@ What can go wrong with a chain, split by whose fault it is.
     ChainError               `code` is a key of `wire.problems.PROBLEMS`; `retryable`
     ├── RpcUnavailable       the world's, retryable: the node does not answer, or not with JSON-RPC
     ├── RpcRefused           the node answered with an error: `rpc_code`, and what it said
-    ├── NonceTaken           another transaction of this account was mined in its place; prepare it anew
+    ├── NonceTaken           another transaction of this account is finalised in its place; prepare anew
     ├── ReceiptLate          the world's, retryable: broadcast and not yet mined, outcome unknown
     └── DevChainError        ours: the local chain cannot be started (AnvilMissing) or has died
 """

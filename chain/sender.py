@@ -26,10 +26,11 @@ POLL_S_MAX = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SignedTransfer:
-    """A signed transaction: its hash, 0x-hex, and the bytes to broadcast, 0x-hex."""
+    """A signed transaction: its hash, 0x-hex, the bytes to broadcast, 0x-hex, and the account nonce it bears."""
 
     transaction: str
     raw: str
+    account_nonce: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,15 @@ class TokenSender:
             "maxPriorityFeePerGas": tip,
         }
         signed = self._account().sign_transaction(fields)
-        return SignedTransfer(signed.hash.to_0x_hex(), signed.raw_transaction.to_0x_hex())
+        return SignedTransfer(signed.hash.to_0x_hex(), signed.raw_transaction.to_0x_hex(), account_nonce)
 
     async def broadcast(self, transfer: SignedTransfer) -> None:
         """
         Hand `transfer` to the node; doing so again is harmless.
 
         Raises:
-            NonceTaken: another transaction was mined under its account nonce; this one can never be.
+            NonceTaken: another transaction was mined and finalised under its account nonce; this one can never be.
+            RpcUnavailable: its account nonce seems taken, by nobody knows what: ask again later.
             RpcRefused: the node will not have it (no coin for the fee, ...).
         """
         try:
@@ -90,8 +92,10 @@ class TokenSender:
             # Nodes say "already known", "already imported" or "nonce too low" to what they hold: only asking tells.
             if await self.rpc.call("eth_getTransactionByHash", transfer.transaction) is not None:
                 return
-            if "nonce too low" in refusal.detail.lower():
+            if await self._is_superseded(transfer):
                 raise NonceTaken(f"{transfer.transaction}: {refusal.detail}") from refusal
+            if "nonce too low" in refusal.detail.lower():
+                raise RpcUnavailable(f"{transfer.transaction}: not to be found, and: {refusal.detail}") from refusal
             raise
 
     async def await_receipt(self, transaction: str, timeout_s: float) -> bool:
@@ -111,6 +115,17 @@ class TokenSender:
                 raise ReceiptLate(f"{transaction} was not mined in {timeout_s:g} s")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, POLL_S_MAX)
+
+    async def _is_superseded(self, transfer: SignedTransfer) -> bool:
+        """
+        Return whether the account is past the nonce of `transfer` in finalised blocks, and not by `transfer`.
+
+        The newest block proves nothing: a node that lags behind does not know of a transfer that another one mined.
+        """
+        used = quantity(await self.rpc.call("eth_getTransactionCount", self.address, "finalized"))
+        if used <= transfer.account_nonce:
+            return False
+        return await self.rpc.call("eth_getTransactionReceipt", transfer.transaction) is None
 
     async def _fees(self) -> tuple[int, int]:
         block: Any = await self.rpc.call("eth_getBlockByNumber", "latest", False)

@@ -19,10 +19,11 @@ LOG_WINDOW_BLOCKS = 5_000
 
 @dataclass(frozen=True, slots=True)
 class TransferLog:
-    """One Transfer in a mined transaction; `index` is the log's place in its block."""
+    """One Transfer in a mined transaction; `index` is the log's place in its block, `block` that block's number."""
 
     index: int
     value_atomic: int
+    block: int
 
 
 class TokenReader:
@@ -78,12 +79,17 @@ class TokenReader:
                 transaction = transaction_hash(used.get("transactionHash"))
                 place = quantity(used.get("logIndex")) + 1
                 moved = await self.transfers(transaction, payer, pay_to)
-                if TransferLog(place, value_atomic) in moved:
+                if any((log.index, log.value_atomic) == (place, value_atomic) for log in moved):
                     return transaction
         return None
 
     async def transfers(self, transaction: str, sender: str, receiver: str) -> list[TransferLog]:
-        """Return the token's Transfers from `sender` to `receiver` in a mined, successful transaction."""
+        """
+        Return the token's Transfers from `sender` to `receiver` in a mined, successful transaction.
+
+        Raises:
+            RpcUnavailable: a log names another block than its receipt, as while the chain is reorganised.
+        """
         receipt = await self._rpc.call("eth_getTransactionReceipt", transaction_hash(transaction))
         if receipt is None:
             return []
@@ -91,11 +97,11 @@ class TokenReader:
             raise RpcUnavailable("the node's receipt is not an object")
         if quantity(receipt.get("status")) != 1:
             return []
-        return [
-            TransferLog(quantity(log.get("logIndex")), quantity(log.get("data")))
-            for log in _list(receipt.get("logs"))
-            if is_transfer(log, self.asset.address, sender, receiver)
-        ]
+        block = quantity(receipt.get("blockNumber"))
+        logs = [log for log in _list(receipt.get("logs")) if is_transfer(log, self.asset.address, sender, receiver)]
+        if any(quantity(log.get("blockNumber")) != block for log in logs):
+            raise RpcUnavailable("the node's receipt names one block and its logs another")
+        return [TransferLog(quantity(log.get("logIndex")), quantity(log.get("data")), block) for log in logs]
 
     async def balance(self, address: str) -> int:
         """Return what `address` holds of the token, atomic."""

@@ -8,7 +8,12 @@ class CliSettings(BaseSettings):
     """Which control plane `livery run` speaks with."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+        frozen=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_file=".env",
+        hide_input_in_errors=True,
     )
 
     url: str = Field(

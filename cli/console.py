@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -61,10 +62,13 @@ def run(work: Coroutine[Any, Any, T], *, as_json: bool = False) -> T:
     from agent.core.errors import AgentError, VendorError
     from chain.errors import ChainError
     from livery.client import ProblemError, Unreachable
+    from wire.model import first_error
     from wire.money import MoneyError
 
     try:
         return asyncio.run(work)
+    except ValidationError as error:
+        fail(first_error(error), "See docs/environment.md.", "invalid_setting", as_json=as_json)
     except ProblemError as error:
         problem = error.problem
         fail(f"{problem.title}: {problem.detail}", problem.hint, problem.code, as_json=as_json)

@@ -66,6 +66,7 @@ def demo(
 
     Needs no account, no GPU and no network. Ends in under a minute.
     """
+    processes.end_on_sigterm()
     try:
         with tempfile.TemporaryDirectory(prefix="livery-demo-") as folder, DevChain.start() as chain:
             seen, books = _play(Path(folder), chain, store, as_json)

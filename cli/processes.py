@@ -6,6 +6,7 @@ Each gets a socket that is bound already, so no port is raced for; its log goes 
 
 import logging
 import multiprocessing
+import signal
 import socket
 import sys
 import time
@@ -28,13 +29,22 @@ READY_S = 30.0
 STOP_S = 10.0
 
 
+def end_on_sigterm() -> None:
+    """From now on SIGTERM unwinds this process as Ctrl-C does, so that what it started is ended too."""
+
+    def unwind(*_: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, unwind)
+
+
 class NotReady(Exception):
     """A process did not come up; the message ends with what it said last."""
 
 
 def control_plane(server: socket.socket, settings: AgentSettings) -> None:
     from agent.wiring import open_agent
-    from api.app import create_app
+    from api.door import create_app
 
     serve(create_app(lambda: open_agent(settings)), server, name="control plane", drain_s=5)
 

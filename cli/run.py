@@ -13,10 +13,11 @@ from rich.live import Live
 
 from cli import local
 from cli.config import CliSettings
-from cli.console import Json, branch, err, fail, out, print_json, run, show, table
+from cli.console import Json, branch, err, fail, out, print_json, run, show, table, words
 from cli.watching import picture
 from livery.client import Client, ProblemError
 from wire.control import JobRequest, StartRequest, StatusReply
+from wire.model import first_error
 
 app = branch("run", "Rent a GPU: one goal, one budget, watched until it is done.")
 
@@ -25,6 +26,7 @@ Local = Annotated[bool, typer.Option("--local", help="Use this environment's sto
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 Interval = Annotated[float, typer.Option("--interval", min=0.1, max=3600, help="Seconds between ticks.")]
 
+LOOK_AGAIN = ("run_busy", "run_finished", "chain_unavailable", "store_unavailable")
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -37,11 +39,11 @@ async def control_plane(url: str | None, here: bool) -> AsyncIterator[Client]:
         return
     import httpx
 
-    from api.app import create_app
+    from api.door import create_app
 
     app = create_app()
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with Client("http://local", transport=transport) as client, app.router.lifespan_context(app):
+    async with Client("http://localhost", transport=transport) as client, app.router.lifespan_context(app):
         yield client
 
 
@@ -88,8 +90,7 @@ def start(
             max_price_per_hour=None if max_price is None else Decimal(max_price),
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise typer.BadParameter(first_error(error)) from None
     except InvalidOperation:
         raise typer.BadParameter("amounts and hours are decimal numbers, like 5 or 1.40") from None
     if dry_run:
@@ -229,19 +230,21 @@ def replay(run_id: RunId, as_json: Json = False) -> None:
 async def _watch(client: Client, run_id: str, interval_s: float, as_json: bool) -> None:
     with Live(console=out, auto_refresh=False) if not as_json else nullcontext() as live:
         while True:
-            found = await client.status(run_id)
-            if live is None:
-                print_json(found.run)
-            else:
-                live.update(picture(found), refresh=True)
-            if found.run.status in ENDED:
-                break
             try:
+                found = await client.status(run_id)
+                if live is None:
+                    print_json(found.run)
+                else:
+                    live.update(picture(found), refresh=True)
+                if found.run.status in ENDED:
+                    break
                 await client.tick(run_id)
             except ProblemError as error:
-                # Somebody else ticks it, or ended it since we looked: look again.
-                if error.problem.code not in ("run_busy", "run_finished"):
+                # Somebody else ticks it, ended it since we looked, or the world is away for a moment: look again.
+                if error.problem.code not in LOOK_AGAIN:
                     raise
+                if error.problem.status == 503:
+                    err.print(words(f"{error.problem.title}: {error.problem.detail}; trying again"))
             await asyncio.sleep(interval_s)
     if found.run.status != "completed":
         raise typer.Exit(1)

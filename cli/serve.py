@@ -1,7 +1,7 @@
 """`livery up`, `serve`, `vendor-mock`, `facilitator`: the servers."""
 
+import contextlib
 import secrets
-import signal
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 
 from cli.console import err, fail, out, table
+from wire.model import first_error
 
 if TYPE_CHECKING:
     from agent.config import AgentSettings
@@ -24,20 +25,22 @@ def serve(host: Host = None, port: Port = None) -> None:
 
     Example: livery serve --port 3000
     """
-    from api.app import create_app
     from api.config import ApiSettings
+    from api.door import create_app
     from inbound.serve import is_loopback
 
-    settings = ApiSettings()
+    try:
+        settings, app = ApiSettings(), create_app()
+    except ValidationError as error:
+        fail(first_error(error), "See docs/environment.md.")
     host = host or settings.host
     if not is_loopback(host):
         fail(
             f"the control plane does not bind {host}: it has no API keys yet, and it holds a wallet",
             "Bind 127.0.0.1, and reach it through an SSH tunnel or a proxy that authenticates.",
         )
-    _serve(
-        create_app(), host, port, settings.port, "port" in settings.model_fields_set, "control plane", settings.drain_s
-    )
+    chosen = "port" in settings.model_fields_set
+    _serve(app, host, port, settings.port, chosen, "control plane", settings.drain_s)
 
 
 def vendor_mock(host: Host = None, port: Port = None) -> None:
@@ -60,7 +63,7 @@ def vendor_mock(host: Host = None, port: Port = None) -> None:
                 "GPU_VENDOR_SECRET is not set",
                 "It is the bearer secret that buyers must send: export GPU_VENDOR_SECRET=…",
             )
-        fail(f"{first['loc'][0]}: {first['msg']}")
+        fail(first_error(error))
     except SetupError as error:
         fail(str(error))
     if settings.keys is None:
@@ -108,13 +111,14 @@ def up(
 
     Example: livery up   and, in another terminal,   livery run start "Fine-tune tiny-llm" --budget 5 --watch
     """
+    from agent.core.errors import WalletError
     from chain.errors import ChainError
     from cli.processes import NotReady
     from inbound.serve import CannotServe
 
     try:
         _up(folder.expanduser())
-    except (ChainError, NotReady, CannotServe) as error:
+    except (ChainError, NotReady, CannotServe, WalletError) as error:
         fail(str(error))
 
 
@@ -130,7 +134,11 @@ def _up(folder: Path) -> None:
     from vendor_mock.config import VendorMockSettings
     from wire.money import BASE_SEPOLIA_USDC
 
+    processes.end_on_sigterm()
     folder.mkdir(parents=True, exist_ok=True)
+    # The chain is a new one each time, and what vendors did on an old one means nothing on it.
+    for old in folder.glob("vendor-mock.db*"):
+        old.unlink()
     probe = bound_socket("127.0.0.1", 8545, chosen=False)
     chain_port = probe.getsockname()[1]
     probe.close()
@@ -177,10 +185,8 @@ def _up(folder: Path) -> None:
         url = "" if plane.endswith(":3000") else f" --url {plane}"
         out.print(f'\ntry, in another terminal:  livery run start "Fine-tune tiny-llm" --budget 5 --watch{url}')
         out.print("[dim]Ctrl-C ends it all[/]")
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        stop.wait()
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
 
 
 async def _address(settings: "AgentSettings") -> str:

@@ -6,7 +6,7 @@ Bodies are read by `wire.decimal_json`: a price never passes through a float, Na
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,12 +15,14 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inbound.stranger import stranger
 from wire import decimal_json
 from wire.model import Body
 from wire.problems import PROBLEMS, ProblemDocument, problem_document
 
 BODY_BYTES_MAX = 256 * 1024
 HEADER_BYTES_MAX = 48 * 1024
+PLACE_CHARS_MAX = 300
 
 logger = logging.getLogger("livery.inbound")
 
@@ -48,12 +50,19 @@ class ProblemReply(JsonReply):
 
 
 class ExactRoute(APIRoute):
-    """A route whose JSON body keeps its decimals."""
+    """
+    A route whose JSON body keeps its decimals, and is called JSON by who sends it.
+
+    What a web page may send to another site without asking first is never called JSON.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
         handle = super().get_route_handler()
 
         async def exact(request: Request) -> Response:
+            if self.body_field is not None and _has_body(request) and not _is_json(request):
+                sent = request.headers.get("content-type", "")[:100]
+                return ProblemReply(problem_document("not_json_content", f"the Content-Type is {sent!r}"))
             return await handle(_ExactRequest(request.scope, request.receive))
 
         return exact
@@ -68,6 +77,15 @@ class _ExactRequest(Request):
             raise json.JSONDecodeError(str(error), "", 0) from None
 
 
+def _has_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
 def create_door(
     *,
     title: str,
@@ -75,6 +93,7 @@ def create_door(
     description: str,
     errors: Sequence[type[Exception]],
     translate: Translate,
+    hosts: Collection[str] | None = None,
     **options: Any,
 ) -> FastAPI:
     """
@@ -82,14 +101,16 @@ def create_door(
 
     Args:
         errors: the exceptions of the room behind the door; `translate` makes a document of one.
+        hosts: the names, besides loopback's, under which the door is reached; other people's web pages are then kept
+            out. None is a door of any name, for callers who prove who they are.
     """
+    statuses = (404, 409, 415, 422, 503) if hosts is None else (403, 404, 409, 415, 421, 422, 503)
     app = FastAPI(
         title=title,
         version=version,
         description=description,
-        strict_content_type=False,
         redirect_slashes=False,
-        responses={code: {"model": ProblemDocument} for code in (404, 409, 422, 503)},
+        responses={code: {"model": ProblemDocument} for code in statuses},
         **options,
     )
     app.router.route_class = ExactRoute
@@ -102,6 +123,8 @@ def create_door(
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_request)
     app.add_exception_handler(Exception, _fail)
+    if hosts is not None:
+        app.add_middleware(_Strangers, hosts=frozenset(hosts))
     app.add_middleware(_Sizes)
     return app
 
@@ -112,7 +135,9 @@ async def _refuse_body(request: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         return ProblemReply(problem_document("malformed_json", str(first.get("ctx", {}).get("error", "not JSON"))))
     place = [str(part) for part in first["loc"] if part != "body"]
-    return ProblemReply(problem_document("invalid_field", f"{'.'.join(place) or 'body'}: {first['msg']}"))
+    return ProblemReply(
+        problem_document("invalid_field", f"{'.'.join(place)[:PLACE_CHARS_MAX] or 'body'}: {first['msg']}")
+    )
 
 
 async def _refuse_request(request: Request, error: Exception) -> Response:
@@ -154,6 +179,19 @@ class _Sizes:
             return message
 
         await self._app(scope, receive_counted, send)
+
+
+class _Strangers:
+    """Refuses requests that web pages of others send, see `inbound.stranger`."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = stranger(scope["scheme"], scope["headers"], self._hosts) if scope["type"] == "http" else None
+        answer = self._app if refusal is None else ProblemReply(problem_document(*refusal))
+        await answer(scope, receive, send)
 
 
 def _refuse_size(code: str, bytes_max: int) -> Response:

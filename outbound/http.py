@@ -16,6 +16,7 @@ received and never answered, which for a request that carries money is the diffe
 """
 
 import asyncio
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ import httpx
 URL_CHARS_MAX = 2_048
 HEADER_BYTES_MAX = 32 * 1024
 CONNECT_S = 5.0
+
+_ORIGIN = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31}://)(?:[^/?#\\\s]*@)?"
+    r"(?P<host>(?:\[[0-9A-Fa-f:.]{2,45}\]|[^/?#\\@:\[\]\s]{1,253})(?::[0-9]{1,5}\b)?)"
+)
 
 _OURS = (("user-agent", "livery"), ("accept-encoding", "identity"), ("connection", "close"))
 
@@ -117,7 +123,9 @@ class HttpClient:
             raise TimedOut(f"{method} {_shown(url)}: no whole answer in {timeout_s:g} s") from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             kind = next(ours for theirs, ours in _TRANSLATED if isinstance(error, theirs))
-            raise kind(f"{method} {_shown(url)}: {str(error) or type(error).__name__}") from error
+            # What the library says of a wrong address or header quotes it.
+            said = "" if kind is BadAddress else str(error)
+            raise kind(f"{method} {_shown(url)}: {said or type(error).__name__}") from error
 
     async def _exchange(self, request: httpx.Request, body_bytes_max: int) -> HttpReply:
         if self._transport is not None:
@@ -164,8 +172,9 @@ async def _exchange(transport: httpx.AsyncBaseTransport, request: httpx.Request,
 
 
 def _shown(url: str) -> str:
-    """Return `url` for a message: no query, where secrets travel, and not endless."""
-    return url.partition("?")[0].rpartition("@")[2][:200]
+    """Return scheme, host and port of `url` for a message: keys travel in paths, queries and user names."""
+    found = _ORIGIN.match(url)
+    return found["scheme"] + found["host"] if found else "the address"
 
 
 @cache

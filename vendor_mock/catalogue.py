@@ -33,12 +33,13 @@ class Gpu(Body):
 
 
 class VendorPlan(Body):
-    """One vendor as its owner writes it down: an entry of the vendors file."""
+    """One vendor as its owner writes it down. `reliability`: the share of its jobs that do not fail."""
 
     vendor_id: Id
     name: Text
     price_per_hour: DecimalNumber | None = Field(None, gt=0, le=10_000)
     gpus: tuple[Gpu, ...] = (Gpu(gpu_type="A10", vram_gb=24), Gpu(gpu_type="A100", vram_gb=80))
+    reliability: DecimalNumber = Field(Decimal(1), ge=0, le=1)
     faults: Faults = Faults()
 
 
@@ -53,7 +54,11 @@ _PLANS = TypeAdapter(tuple[VendorPlan, ...])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
-    """One vendor, ready to sell: `key` signs its refunds, `pay_to` is that key's address."""
+    """
+    One vendor, ready to sell: `key` signs its refunds, `pay_to` is that key's address.
+
+    `fail_rate` is the share of its jobs that fail.
+    """
 
     vendor_id: str
     name: str
@@ -63,6 +68,7 @@ class Vendor:
     key: SecretStr
     pay_to: str
     asset: Asset
+    fail_rate: Decimal
     faults: Faults
 
     def gpu(self, gpu_type: str) -> Gpu | None:
@@ -132,6 +138,7 @@ def _vendor(settings: VendorMockSettings, plan: VendorPlan, index: int) -> Vendo
         key=SecretStr(key),
         pay_to=pay_to,
         asset=BASE_SEPOLIA_USDC,
+        fail_rate=Decimal(str(settings.fail_rate)) if settings.fail_rate_is_chosen else 1 - plan.reliability,
         faults=faults,
     )
 

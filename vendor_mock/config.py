@@ -17,7 +17,12 @@ class VendorMockSettings(BaseSettings):
     """The mock vendors' settings. There is no default secret: without one they do not start."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+        frozen=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_file=".env",
+        hide_input_in_errors=True,
     )
 
     secret: SecretStr = Field(
@@ -92,6 +97,11 @@ class VendorMockSettings(BaseSettings):
         """Whether the owner set the port, so that a taken one is an error."""
         return "port" in self.model_fields_set
 
+    @property
+    def fail_rate_is_chosen(self) -> bool:
+        """Whether the owner set the share of failing jobs, over every vendor's own reliability."""
+        return "fail_rate" in self.model_fields_set
+
     def database_path(self) -> Path:
         """Return where jobs and payments are kept."""
         home = self.data_home or Path.home() / ".local" / "share"
@@ -102,7 +112,12 @@ class FacilitatorSettings(BaseSettings):
     """The local x402 facilitator's settings."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_ignore_empty=True, extra="ignore", populate_by_name=True, env_file=".env"
+        frozen=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_file=".env",
+        hide_input_in_errors=True,
     )
 
     private_key: SecretStr | None = Field(

@@ -8,6 +8,7 @@ A failed settlement is not remembered: asking again may succeed, and a used nonc
 
 import asyncio
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ANSWERS_MAX = 10_000
 # Below the time that a seller waits for us, so that "pending" is said before the seller gives up.
 CONFIRMATION_S = 20.0
 
+_LOG = logging.getLogger("livery.facilitator")
 ResultT = TypeVar("ResultT")
 
 
@@ -79,7 +81,9 @@ def create_facilitator(
         except Exception as error:
             # The package raises whatever a hostile payload breaks in it, and RPC errors of several libraries.
             await _need_chain(node)
-            raise Refused("payment_malformed", f"the payment cannot be read: {str(error)[:200]}") from error
+            # By name alone: what these libraries say quotes the node's whole address, and keys are in its path.
+            _LOG.warning("a payment that cannot be read: %s", type(error).__name__)
+            raise Refused("payment_malformed", "the payment cannot be read") from error
 
     @app.post("/verify")
     async def verify(request: Request) -> Response:
@@ -159,8 +163,8 @@ async def _asked(request: Request) -> Asked:
         return Asked(
             PaymentPayload.model_validate(payload), PaymentRequirements.model_validate(requirements), fingerprint
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refused("payment_malformed", f"not paymentPayload and paymentRequirements: {str(error)[:200]}") from None
+    except (KeyError, TypeError, ValueError):
+        raise Refused("payment_malformed", "the body is not paymentPayload and paymentRequirements of x402") from None
 
 
 async def _need_chain(node: Rpc) -> None:
@@ -168,8 +172,11 @@ async def _need_chain(node: Rpc) -> None:
     try:
         await node.call("eth_chainId")
     except ChainError as error:
-        raise Refused("chain_unavailable", str(error)[:200]) from None
+        _LOG.warning("%s", error)
+        raise Refused("chain_unavailable", "the chain does not answer") from None
 
 
 def _answer(body: Any) -> Response:
-    return Response(body.model_dump_json(by_alias=True, exclude_none=True), media_type="application/json")
+    """Return `body` but for the package's messages, which quote what libraries said of the node; its codes stay."""
+    content = body.model_dump_json(by_alias=True, exclude_none=True, exclude={"invalid_message", "error_message"})
+    return Response(content, media_type="application/json")

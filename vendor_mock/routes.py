@@ -175,7 +175,8 @@ async def cancel_job(
     body: CancelRequest,
 ) -> Response:
     """End the job; the unused part of its price is transferred back before this answers."""
-    return JsonReply(_status(request, shop, vendor, await shop.cancel(vendor, body.vendor_job_id), 0))
+    start = _line(body.since)
+    return JsonReply(_status(request, shop, vendor, await shop.cancel(vendor, body.vendor_job_id), start))
 
 
 @router.get("/artifacts/{job_id}", response_model=ArtifactsReply, responses=_EVERY)
@@ -248,7 +249,7 @@ def _line(cursor: str | None) -> int:
         return 0
     number = cursor.removeprefix("line-")
     if number == cursor or not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise VendorApiError("invalid_field", "since: not a cursor of /job-status")
+        raise VendorApiError("invalid_field", "since: not a `cursor` of this vendor")
     return int(number)
 
 

@@ -149,7 +149,7 @@ class Shop:
 
     def _fate(self, vendor_id: str, number: int) -> int | None:
         scripted = self.faults.of(vendor_id).fail_at_epoch
-        return scripted or simulation.fate(vendor_id, number, self._settings.fail_rate, self._settings.seed)
+        return scripted or simulation.fate(vendor_id, number, self.vendors[vendor_id].fail_rate, self._settings.seed)
 
     async def find(self, vendor: Vendor, payment_id: str) -> JobsReply:
         job = await self.store.find_paid(payment_id)

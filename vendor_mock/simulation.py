@@ -50,7 +50,7 @@ class Job:
     refund_transaction: str | None = None
 
 
-def fate(vendor_id: str, number: int, fail_rate: float, seed: int | None) -> int | None:
+def fate(vendor_id: str, number: int, fail_rate: Decimal, seed: int | None) -> int | None:
     """Return the epoch at which the vendor's `number`-th job fails by `fail_rate`, None for most."""
     chance = random.Random(None if seed is None else f"{seed}:{vendor_id}:{number}")  # noqa: S311 - a simulation
     return EPOCHS if chance.random() < fail_rate else None

@@ -5,11 +5,14 @@ The control plane's API: bodies of start, tick, status, runs and cancel. Money i
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, FailFast, Field, StringConstraints, WithJsonSchema
 
-from wire.decimal_json import DecimalNumber, JsonObject
-from wire.model import Body
+from wire.decimal_json import DecimalNumber
+from wire.model import Body, Entries, JsonObject, Many, Metrics
 from wire.money import HOURS_STEP
+
+# Several times the jobs that the largest run may complete and fail.
+JOBS_MAX = 10_000
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
@@ -47,7 +50,7 @@ class JobRequest(Body):
     model: Label | None = None
     dataset: Label | None = None
     params: JsonObject = Field(default_factory=dict)
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Entries[str] = Field(default_factory=dict)
 
 
 class StartRequest(Body):
@@ -109,10 +112,10 @@ class JobDocument(Body):
     expected_cost: DecimalNumber
     expected_duration_minutes: DecimalNumber
     actual_cost: DecimalNumber | None = None
-    final_metrics: dict[str, DecimalNumber] | None = None
+    final_metrics: Metrics | None = None
     artifact_url: str | None = None
     error_message: str | None = None
-    job_params: dict[str, Any]
+    job_params: Entries[Any]
     created_at: datetime
     updated_at: datetime
     completed_at: datetime | None = None
@@ -153,9 +156,9 @@ class StatusReply(Body):
     """GET /api/agent-status: jobs and payments newest first, the 50 newest observations newest first."""
 
     run: RunDocument
-    jobs: tuple[JobDocument, ...]
-    payments: tuple[PaymentDocument, ...]
-    observations: tuple[ObservationDocument, ...]
+    jobs: Annotated[tuple[JobDocument, ...], FailFast(), Field(max_length=JOBS_MAX)]
+    payments: Annotated[tuple[PaymentDocument, ...], FailFast(), Field(max_length=JOBS_MAX)]
+    observations: Many[ObservationDocument]
 
 
 class ActionDocument(Body):
@@ -177,7 +180,7 @@ class TickReply(Body):
 
 
 class RunsReply(Body):
-    runs: tuple[RunDocument, ...]
+    runs: Many[RunDocument]
     cursor: str | None = None
 
 

@@ -27,6 +27,7 @@ _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 _DEPTH_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 _INT64_MAX = 2**63 - 1
+_INT64_DIGITS = 19  # what is shorter fits
 _NUMBER_LIMITS = f"a number has at most {DIGITS_MAX} digits and an exponent within {EXPONENT_MAX}"
 
 
@@ -43,6 +44,8 @@ def _number(text: str) -> Decimal:
 
 
 def _integer(text: str) -> int | Decimal:
+    if len(text) < _INT64_DIGITS:
+        return int(text)
     number = _number(text)
     return int(number) if abs(number) <= _INT64_MAX else number
 
@@ -150,9 +153,6 @@ def plain(value: Any) -> Any:
         raise ValueError("a number is beyond what a float holds")
     return number
 
-
-# A free-form JSON object: what it holds is the sender's affair.
-JsonObject = Annotated[dict[str, Any], BeforeValidator(plain)]
 
 # A JSON number that arrives as a Decimal and leaves as one. Strings, floats and booleans are refused.
 DecimalNumber = Annotated[Decimal, BeforeValidator(_only_decimal), WithJsonSchema({"type": "number"})]

@@ -1,11 +1,45 @@
-"""The base of every body: camelCase on the wire, frozen in the hand."""
+"""
+The base of every body: camelCase on the wire, frozen in the hand.
 
-from typing import Any, Self
+A body has no lists and objects without a limit, and of a wrong list only the first wrong item is told: a megabyte of
+wrong items would else become hundreds of megabytes of errors.
+"""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Callable
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
 
 from wire import decimal_json
+
+ITEMS_MAX = 1_000
+ENTRIES_MAX = 200
+METRICS_MAX = 100
+PLACE_CHARS_MAX = 300
+
+ItemT = TypeVar("ItemT")
+
+
+def _at_most(entries_max: int) -> Callable[[Any], Any]:
+    """Return what refuses a larger object before any of its entries is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > entries_max:
+            raise ValueError(f"must have at most {entries_max} entries")
+        return value
+
+    return check
+
+
+Key = Annotated[str, StringConstraints(max_length=200)]
+Many = Annotated[tuple[ItemT, ...], FailFast(), Field(max_length=ITEMS_MAX)]
+Entries = Annotated[dict[Key, ItemT], Field(max_length=ENTRIES_MAX), BeforeValidator(_at_most(ENTRIES_MAX))]
+Metrics = Annotated[
+    dict[Key, decimal_json.DecimalNumber], Field(max_length=METRICS_MAX), BeforeValidator(_at_most(METRICS_MAX))
+]
+# A free-form JSON object: what it holds is the sender's affair.
+JsonObject = Annotated[Entries[Any], BeforeValidator(decimal_json.plain)]
 
 
 class Body(BaseModel):
@@ -26,3 +60,15 @@ class Body(BaseModel):
 
     def to_json(self) -> bytes:
         return decimal_json.dumps(self.document())
+
+
+def first_error(error: ValidationError, whole: str = "the whole") -> str:
+    """
+    Return the first error as one line, `place: what is wrong`. The value that was refused is not in it.
+
+    Args:
+        whole: the place of what is wrong with all of it.
+    """
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])[:PLACE_CHARS_MAX]
+    return f"{place or whole}: {first['msg'].removeprefix('Value error, ')}"

@@ -37,9 +37,14 @@ PROBLEMS: dict[str, Problem] = {
         422, "The amount is finer than the asset", "Use at most as many decimals as the asset has."
     ),
     "amount_too_large": Problem(422, "The amount is too large", "Send a smaller amount."),
+    "not_json_content": Problem(
+        415, "The body is not called JSON", "Send it with the header `Content-Type: application/json`."
+    ),
     "body_too_large": Problem(413, "The body is too large", "Send a smaller body."),
     "header_too_large": Problem(431, "A header is too large", "Send a smaller header."),
     "method_not_allowed": Problem(405, "This path has another method", "See the `Allow` header."),
+    "unknown_host": Problem(421, "This server has another name", "Call it by 127.0.0.1 or localhost."),
+    "foreign_origin": Problem(403, "A web page of another site sent this", "Send it from a program instead."),
     "not_found": Problem(404, "There is nothing here", "Check the path against the API's documentation."),
     "internal": Problem(500, "This is our fault", "Report it with the time; nothing you sent was lost."),
     # runs
@@ -108,6 +113,7 @@ REFUSALS: dict[str, str] = {
     "payment_refused": "The vendor refused the payment; the chain proves that nothing was paid.",
     "paid_not_served": "The payment settled, the vendor never started the job.",
     "job_lost": "The vendor could not be reached for too long.",
+    "overdue": "The job ran longer than was paid for.",
     "no_vendor_left": "Every vendor that could serve the run has failed in it.",
     "attempts_exhausted": "As many jobs failed as the run may try.",
     "deadline_passed": "The run's deadline has passed.",

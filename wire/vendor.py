@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from wire.decimal_json import DecimalNumber
-from wire.model import Body
+from wire.model import Body, Entries, Many, Metrics
 
 VENDOR_ID_HEADER = "x-vendor-id"
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
@@ -35,14 +35,14 @@ class Offer(Body):
 class OffersReply(Body):
     vendor_id: Id
     name: Text
-    offers: tuple[Offer, ...]
+    offers: Many[Offer]
 
 
 class QuoteRequest(Body):
     job_type: Id
     gpu_type: Id
     max_hours: DecimalNumber = Field(gt=0, le=10_000)
-    job_metadata: dict[str, Any] | None = None
+    job_metadata: Entries[Any] | None = None
 
 
 class Quote(Body):
@@ -54,7 +54,7 @@ class Quote(Body):
 
 class SubmitRequest(Body):
     vendor_job_template_id: Id
-    job_params: dict[str, Any] = Field(default_factory=dict)
+    job_params: Entries[Any] = Field(default_factory=dict)
     callback_url: Text | None = None
 
 
@@ -79,18 +79,21 @@ class JobStatus(Body):
     vendor_job_id: Id
     status: VendorJobStatus
     progress: DecimalNumber = Field(ge=0, le=1)
-    logs: Annotated[tuple[Text, ...], Field(max_length=1_000)] = ()
+    logs: Many[Text] = ()
     cursor: Id
     estimated_remaining_minutes: DecimalNumber | None = None
     cost_so_far: DecimalNumber = Field(ge=0)
-    final_metrics: dict[str, DecimalNumber] | None = None
+    final_metrics: Metrics | None = None
     artifact_url: Text | None = None
     error_message: Text | None = None
     refund: Refund | None = None
 
 
 class CancelRequest(Body):
+    """`since` is the `cursor` of an earlier status: only later lines are answered."""
+
     vendor_job_id: Id
+    since: Id | None = None
 
 
 class JobFound(Body):
@@ -99,7 +102,7 @@ class JobFound(Body):
 
 
 class JobsReply(Body):
-    jobs: tuple[JobFound, ...]
+    jobs: Many[JobFound]
 
 
 class Artifact(Body):
@@ -110,12 +113,12 @@ class Artifact(Body):
 
 
 class ArtifactsReply(Body):
-    artifacts: tuple[Artifact, ...]
+    artifacts: Many[Artifact]
 
 
 class VendorHealth(Body):
     status: Literal["ok"] = "ok"
-    vendors: tuple[Id, ...] = ()
+    vendors: Many[Id] = ()
 
 
 def secret_for(vendor_id: str, secrets: str) -> str | None:

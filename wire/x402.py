@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from wire.model import Body
+from wire.model import Body, Entries, Many, first_error
 
 PAYMENT_REQUIRED = "PAYMENT-REQUIRED"
 PAYMENT_SIGNATURE = "PAYMENT-SIGNATURE"
@@ -59,7 +59,7 @@ class PaymentRequirements(Body):
     amount: Atomic
     pay_to: str
     max_timeout_seconds: int = Field(ge=1)
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: Entries[Any] = Field(default_factory=dict)
 
 
 class PaymentRequired(Body):
@@ -68,8 +68,8 @@ class PaymentRequired(Body):
     x402_version: Literal[2] = Field(2, alias="x402Version")
     error: str | None = None
     resource: ResourceInfo | None = None
-    accepts: tuple[PaymentRequirements, ...]
-    extensions: dict[str, Any] | None = None
+    accepts: Many[PaymentRequirements]
+    extensions: Entries[Any] | None = None
 
 
 class Authorization(Body):
@@ -95,7 +95,7 @@ class PaymentPayload(Body):
     resource: ResourceInfo | None = None
     accepted: PaymentRequirements
     payload: ExactPayload
-    extensions: dict[str, Any] | None = None
+    extensions: Entries[Any] | None = None
 
 
 class VerifyResponse(Body):
@@ -134,9 +134,7 @@ def decode_header(kind: type[BodyT], text: str) -> BodyT:
     except binascii.Error:
         raise HeaderError("the header is not base64") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the header"
-        raise HeaderError(f"{where}: {first['msg']}") from None
+        raise HeaderError(first_error(error, "the header")) from None
     except ValueError as error:
         raise HeaderError(f"the header is not JSON: {error}") from None
 

@@ -84,7 +84,12 @@ def _job_submitted(run: Run, event: JobSubmitted) -> Run:
     job = find_job(run, event.job_id)
     run = replace(run, phase="waiting")
     return _with_job(
-        run, job, event, status=move(JOB_MOVES, job.status, "submitted"), vendor_job_id=event.vendor_job_id
+        run,
+        job,
+        event,
+        status=move(JOB_MOVES, job.status, "submitted"),
+        vendor_job_id=event.vendor_job_id,
+        submitted_at=event.at,
     )
 
 

@@ -25,6 +25,7 @@ class Facts:
 
     attempts_max: int
     refund_wait_s: int
+    overdue_s: int = 3_600
     cancel_requested_at: datetime | None = None
     vendors: tuple[Vendor, ...] = ()
     proposal: Proposal | None = None
@@ -55,7 +56,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelJobs:
+    """Ask vendors to end these jobs. `since` is when they should have ended: patience is counted from there."""
+
     reason: str
+    job_ids: tuple[str, ...]
+    since: datetime
     kind: Literal["cancel_jobs"] = "cancel_jobs"
 
 
@@ -116,9 +121,19 @@ def stop_wanted(run: Run, cancel_requested_at: datetime | None, now: datetime) -
 
 
 def _stop_jobs(run: Run, facts: Facts, now: datetime) -> Action | None:
-    stop = stop_wanted(run, facts.cancel_requested_at, now)
-    submitted = any(job.vendor_job_id is not None for job in active_jobs(run))
-    return CancelJobs(reason=stop[1]) if stop and submitted else None
+    submitted = [job for job in active_jobs(run) if job.vendor_job_id is not None]
+    if not submitted:
+        return None
+    if stop := stop_wanted(run, facts.cancel_requested_at, now):
+        since = facts.cancel_requested_at or run.deadline or now
+        return CancelJobs(reason=stop[1], job_ids=tuple(job.job_id for job in submitted), since=since)
+    due = {job.job_id: _paid_until(job) + timedelta(seconds=facts.overdue_s) for job in submitted}
+    late = tuple(job_id for job_id, at in due.items() if now > at)
+    return CancelJobs(reason="overdue", job_ids=late, since=min(due[job_id] for job_id in late)) if late else None
+
+
+def _paid_until(job: Job) -> datetime:
+    return (job.submitted_at or job.created_at) + timedelta(hours=float(job.hours))
 
 
 def _resolve_payments(run: Run, facts: Facts, now: datetime) -> Action | None:

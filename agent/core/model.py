@@ -79,6 +79,7 @@ class Job:
     created_at: datetime
     updated_at: datetime
     vendor_job_id: str | None = None
+    submitted_at: datetime | None = None
     progress: Decimal = Decimal(0)
     cursor: str | None = None
     log_lines: int = 0

@@ -67,9 +67,14 @@ def check_quote(run: Run, vendor: Vendor, job: Job) -> Refusal | None:
         return Refusal("wrong_asset", f"{vendor.vendor_id} is paid in {vendor.asset} on {vendor.network}")
     if job.expected_cost_atomic > run.budget.available_atomic:
         return Refusal("over_budget", "Quote exceeds budget")
+    return check_hourly(run, job, job.expected_cost_atomic)
+
+
+def check_hourly(run: Run, job: Job, amount_atomic: int) -> Refusal | None:
+    """Return whether `amount_atomic` for the job's hours is above what the run pays per hour."""
     cap = run.price_per_hour_atomic_max
-    if cap is not None and job.expected_cost_atomic > cap * job.hours:
-        return Refusal("over_hourly_price", f"the quote is above the run's maximum for {job.hours} h")
+    if cap is not None and amount_atomic > cap * job.hours:
+        return Refusal("over_hourly_price", f"{amount_atomic} is above the run's maximum for {job.hours} h")
     return None
 
 

@@ -1,6 +1,6 @@
 """The chain as the agent sees it: `chain.token` with its errors made ours, in one place."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from agent.core.errors import ChainUnavailable
@@ -11,37 +11,45 @@ from chain.token import TokenReader
 T = TypeVar("T")
 
 
-async def _ours(answer: Awaitable[T]) -> T:
-    try:
-        return await answer
-    except ChainError as error:
-        raise ChainUnavailable(str(error)) from error
-
-
 class EvmChain:
-    """Reads one token on one EVM chain."""
+    """Reads one token on one EVM chain, and only on that one: on another a payment would seem never made."""
 
     def __init__(self, token: TokenReader) -> None:
         self._token = token
+        self._is_known = False
+
+    async def _ours(self, ask: Callable[[], Awaitable[T]]) -> T:
+        try:
+            if not self._is_known:
+                await self._know()
+            return await ask()
+        except ChainError as error:
+            raise ChainUnavailable(str(error)) from error
+
+    async def _know(self) -> None:
+        chain_id, wanted = await self._token.chain_id(), self._token.asset.chain_id
+        if chain_id != wanted:
+            raise ChainUnavailable(f"the node serves chain {chain_id}, the wallet pays on chain {wanted}")
+        self._is_known = True
 
     async def head(self) -> int:
-        return await _ours(self._token.head())
+        return await self._ours(lambda: self._token.head())
 
     async def finalized_time_s(self) -> int:
-        return await _ours(self._token.finalized_time_s())
+        return await self._ours(lambda: self._token.finalized_time_s())
 
     async def is_nonce_used(self, payer: str, nonce: str) -> bool:
-        return await _ours(self._token.is_nonce_used(payer, nonce))
+        return await self._ours(lambda: self._token.is_nonce_used(payer, nonce))
 
     async def is_nonce_used_finalized(self, payer: str, nonce: str) -> bool:
-        return await _ours(self._token.is_nonce_used_finalized(payer, nonce))
+        return await self._ours(lambda: self._token.is_nonce_used_finalized(payer, nonce))
 
     async def settlement(self, payer: str, nonce: str, pay_to: str, value_atomic: int, from_block: int) -> str | None:
-        return await _ours(self._token.settlement(payer, nonce, pay_to, value_atomic, from_block))
+        return await self._ours(lambda: self._token.settlement(payer, nonce, pay_to, value_atomic, from_block))
 
     async def transfers(self, transaction: str, sender: str, receiver: str) -> list[TransferLog]:
-        logs = await _ours(self._token.transfers(transaction, sender, receiver))
-        return [TransferLog(log.index, log.value_atomic) for log in logs]
+        logs = await self._ours(lambda: self._token.transfers(transaction, sender, receiver))
+        return [TransferLog(log.index, log.value_atomic, log.block) for log in logs]
 
     async def balance(self, address: str) -> int:
-        return await _ours(self._token.balance(address))
+        return await self._ours(lambda: self._token.balance(address))

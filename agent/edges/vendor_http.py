@@ -111,8 +111,8 @@ class HttpVendors:
         query = {"vendorJobId": vendor_job_id} | ({"since": cursor} if cursor is not None else {})
         return _read(JobStatus, await self._get(vendor, f"/job-status?{urlencode(query)}", tries=1))
 
-    async def cancel(self, vendor: Vendor, vendor_job_id: str) -> JobStatus:
-        body = CancelRequest(vendor_job_id=vendor_job_id).to_json()
+    async def cancel(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
+        body = CancelRequest(vendor_job_id=vendor_job_id, since=cursor).to_json()
         return _read(JobStatus, await self._again(vendor, "POST", "/cancel-job", body))
 
     async def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply:

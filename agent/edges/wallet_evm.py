@@ -91,18 +91,22 @@ def create_keystore(path: Path, password: str) -> str:
 
 def write_secret(path: Path, secret: str) -> str:
     """
-    Write `secret` to a new file that its owner alone can read (mode 0600), and return it.
+    Write `secret` to a new file that its owner alone can read (mode 0600), whole or not at all, and return it.
 
     Raises:
         WalletError: there is a file already; a secret is never overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise WalletError(f"there is a file at {path} already; it is never overwritten") from None
-    with os.fdopen(descriptor, "w") as file:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secret)
         file.flush()
-        os.fsync(descriptor)
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise WalletError(f"there is a file at {path} already; it is never overwritten") from None
+    finally:
+        draft.unlink()
     return secret

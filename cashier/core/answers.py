@@ -22,6 +22,13 @@ from wire.x402 import (
 )
 
 RETRY_AFTER_S = 1
+# What a payer is told; what happened inside is for the log.
+LAPSED = "the payment lapsed and was never settled"
+NO_ROOM = "not charged: there is no room for one more"
+UNKNOWN = {
+    "facilitator_unavailable": "the facilitator gave no usable answer; the same payment may be sent again",
+    "chain_unavailable": "the chain gave no usable answer; the same payment may be sent again",
+}
 
 _PROBLEM = {"content-type": "application/problem+json", "cache-control": "no-store"}
 
@@ -70,9 +77,9 @@ def pending(taking: Taking) -> Answer:
     return problem("settlement_pending", detail, retry_after_s=RETRY_AFTER_S)
 
 
-def unknown(detail: str) -> Answer:
-    """Return the 503 to a payment whose fate cannot be learnt now."""
-    return problem("facilitator_unavailable", detail, retry_after_s=RETRY_AFTER_S)
+def unknown(silent: str) -> Answer:
+    """Return the 503 to a payment whose fate cannot be learnt now: `silent`, a key of UNKNOWN, did not answer."""
+    return problem("facilitator_unavailable", UNKNOWN[silent], retry_after_s=RETRY_AFTER_S)
 
 
 def served(taking: Taking, document: Mapping[str, Any]) -> Answer:

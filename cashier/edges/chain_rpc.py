@@ -60,12 +60,13 @@ class RpcSender:
     async def prepare(self, to: str, value_atomic: int, account_nonce: int) -> SignedTransfer:
         with _translated():
             signed = await self._sender.prepare(to, value_atomic, account_nonce)
-        return SignedTransfer(signed.transaction, signed.raw)
+        return SignedTransfer(signed.transaction, signed.raw, signed.account_nonce)
 
     async def broadcast(self, transfer: SignedTransfer) -> Superseded | None:
+        signed = chain_sender.SignedTransfer(transfer.transaction, transfer.raw, transfer.account_nonce)
         with _translated():
             try:
-                await self._sender.broadcast(chain_sender.SignedTransfer(transfer.transaction, transfer.raw))
+                await self._sender.broadcast(signed)
             except NonceTaken:
                 return Superseded()
         return None

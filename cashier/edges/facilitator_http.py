@@ -2,9 +2,11 @@
 A facilitator over HTTP: POST /verify and POST /settle.
 
 Its word is believed where it is whole: a success names a transaction, our network and the payer that signed.
-Anything else is no answer. Source: x402 specification v2, section 7 (facilitator interface).
+Anything else is no answer, and a settlement without an answer is pending: it may be on its way to the chain.
+Source: x402 specification v2, section 7 (facilitator interface).
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -25,6 +27,11 @@ ANSWER_BYTES_MAX = 64 * 1024
 SETTLEMENT_PENDING = "settlement_pending"
 REASON_CHARS_MAX = 200
 
+# Refusals of the cheque itself. Others ("transaction_failed", "unexpected_settle_error") are said of a transaction
+# that was handed to a node as well, even where its hash is missing; of a used nonce only the chain knows for what.
+_UNSENT = re.compile(r"(?!.*(nonce|transaction))(invalid|insufficient|unsupported)_[a-z0-9_]*")
+_CODE = re.compile(r"[A-Za-z0-9_-]+")
+_LOG = logging.getLogger("livery.cashier")
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -50,14 +57,22 @@ class HttpFacilitator:
         return Verdict()
 
     async def settle(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Settled | Pending | Declined:
-        status, content = await self._call("settle", payload, asked, SETTLE_TIMEOUT_S)
+        try:
+            status, content = await self._call("settle", payload, asked, SETTLE_TIMEOUT_S)
+        except FacilitatorUnavailable as error:
+            if isinstance(error.__cause__, OutboundError) and not error.__cause__.sent:
+                raise
+            _LOG.warning("a settlement without an answer: %s", error)
+            return Pending()
         reply = _read(SettleResponse, content)
         if reply is None:
-            raise FacilitatorUnavailable(f"the facilitator answered settle with {status} and nothing of the protocol")
+            _LOG.warning("the facilitator answered settle with %s and nothing of the protocol", status)
+            return Pending()
         if reply.error_reason == SETTLEMENT_PENDING:
             return Pending(reply.transaction if _TRANSACTION.fullmatch(reply.transaction) else None)
         if not reply.success:
-            return Declined(_reason(reply.error_reason))
+            reason = reply.error_reason or ""
+            return Declined(_reason(reason), unsent=not reply.transaction and _UNSENT.fullmatch(reason) is not None)
         signer = str(payload["payload"]["authorization"]["from"]).lower()
         whole = (
             status == 200
@@ -66,7 +81,8 @@ class HttpFacilitator:
             and (reply.payer or signer).lower() == signer
         )
         if not whole:
-            raise FacilitatorUnavailable("the facilitator claims a settlement that is not ours")
+            _LOG.warning("the facilitator claims a settlement that is not ours")
+            return Pending()
         return Settled(reply.transaction)
 
     async def _call(
@@ -97,4 +113,5 @@ def _read(kind: type[BodyT], content: bytes) -> BodyT | None:
 
 
 def _reason(text: str | None) -> str:
-    return (text or "refused")[:REASON_CHARS_MAX]
+    """Return the facilitator's code for a refusal; what is no code is not repeated to a payer."""
+    return text[:REASON_CHARS_MAX] if text and _CODE.fullmatch(text) else "refused"

@@ -105,8 +105,8 @@ class SqliteTill:
         values = {**_columns(taking), "holder": lease.holder}
         return await self._db.write(lambda connection: connection.execute(_SAVE, values).rowcount == 1, durable=durable)
 
-    async def drop(self, taking: Taking, lease: Lease) -> None:
-        await self._run("DELETE FROM payments_taken WHERE payer = ? AND nonce = ? AND holder = ?", taking, lease)
+    async def drop(self, taking: Taking, lease: Lease) -> bool:
+        return await self._run("DELETE FROM payments_taken WHERE payer = ? AND nonce = ? AND holder = ?", taking, lease)
 
     async def release(self, taking: Taking, lease: Lease) -> None:
         await self._run(
@@ -142,9 +142,9 @@ class SqliteTill:
         values = (refund.key, refund.transaction)
         await self._db.write(lambda connection: connection.execute(_PAID if paid else _OWED_AGAIN, values).rowcount)
 
-    async def _run(self, statement: str, taking: Taking, lease: Lease) -> None:
+    async def _run(self, statement: str, taking: Taking, lease: Lease) -> bool:
         values = (taking.payer, taking.nonce, lease.holder)
-        await self._db.write(lambda connection: connection.execute(statement, values).rowcount)
+        return await self._db.write(lambda connection: connection.execute(statement, values).rowcount == 1)
 
 
 def _rows(connection: sqlite3.Connection, query: str, *values: str) -> list[sqlite3.Row]:

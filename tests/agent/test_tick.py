@@ -66,8 +66,9 @@ async def test_a_vendor_that_fails_pays_half_back_and_the_next_one_is_paid_from_
     with pytest.raises(RunFinished, match="Run already completed"):
         await world.tick(run_id)
     reasons = await world.lines(run_id, "agent_reasoning")
-    assert ["gpu_vendor_1" in line for line in reasons] == [True, False]
-    assert all("mode: stub" in line for line in reasons)
+    assert ["gpu_vendor_1" in line for line in reasons] == [True, False, False]
+    assert ["mode: stub" in line for line in reasons] == [True, True, False]
+    assert reasons[-1] == "mode: rule · end_run · completed"
     await world.check_books()
 
 

@@ -10,16 +10,17 @@ from pydantic import SecretStr
 from agent.config import AgentSettings
 from agent.ports import Agent
 from agent.wiring import open_agent
-from api.app import create_app
+from api.door import create_app
 from tests.fixtures.world import World
 
+JSON = "application/json"
 KEY = "0x" + "01" * 32
 
 
 def door_of(agent: Agent) -> httpx.AsyncClient:
     """Return a client of a server process of its own over `agent`."""
-    transport = httpx.ASGITransport(create_app(lambda: agent), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://livery")
+    transport = httpx.ASGITransport(create_app(lambda: agent, hosts=("livery",)), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://livery", headers={"content-type": JSON})
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from agent.config import AgentSettings
 from agent.wiring import open_agent
-from api.app import create_app
+from api.door import create_app
 from tests.api.conftest import KEY
 from wire.problems import PROBLEMS
 
@@ -33,7 +33,9 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> BaseSchema:
     agent_settings = AgentSettings.model_validate(
         {"database_url": SecretStr(f"sqlite:///{folder}/agent.db"), "private_key": SecretStr(KEY)}
     )
-    return schemathesis.openapi.from_asgi("/openapi.json", create_app(lambda: open_agent(agent_settings)))
+    return schemathesis.openapi.from_asgi(
+        "/openapi.json", create_app(lambda: open_agent(agent_settings), hosts=("testserver",))
+    )
 
 
 def test_the_document_names_every_route_once(schema: BaseSchema) -> None:

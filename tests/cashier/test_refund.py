@@ -213,6 +213,11 @@ async def test_a_transfer_whose_account_nonce_was_used_elsewhere_is_signed_anew(
     left = await _dies_signed(world, payment_id, "refund-1")
     world.chain.rpc("eth_sendTransaction", {"from": world.seller.address, "to": world.payer.address, "value": "0x1"})
 
+    # Until the other transaction is finalised it may be undone, and the refund that is signed may still be mined.
+    with pytest.raises(ChainUnavailable):
+        await cashier.refund(payment_id, 700_000, "refund-1")
+    assert (await cashier.desk.till.signed_refund(world.seller.address.lower())).transaction == left
+    world.chain.mine(2)
     transaction = await cashier.refund(payment_id, 700_000, "refund-1")
 
     assert transaction != left

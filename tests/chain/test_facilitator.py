@@ -105,6 +105,15 @@ async def test_a_payer_without_funds_is_refused_by_reason(
     assert (verdict["isValid"], verdict["invalidReason"]) == (False, "invalid_exact_evm_insufficient_balance")
 
 
+async def test_a_refusal_holds_codes_and_no_words_of_the_libraries_beneath(
+    facilitator: FastAPI, chain: DevChain, facilitator_account: DevAccount, bought: bytes
+) -> None:
+    chain.fund(facilitator_account.address, 0)
+    _, refused = await call(facilitator, "POST", "/settle", bought)
+    assert (refused["success"], refused["errorReason"]) == (False, "transaction_failed")
+    assert not {"errorMessage", "error_message", "invalidMessage"} & set(refused)
+
+
 async def test_a_settlement_not_mined_in_time_is_pending_and_then_found(
     chain: DevChain, seller: DevAccount, facilitator_account: DevAccount, bought: bytes
 ) -> None:
@@ -125,9 +134,10 @@ async def test_a_settlement_not_mined_in_time_is_pending_and_then_found(
 async def test_a_chain_that_does_not_answer_is_503_and_not_an_invalid_payment(
     facilitator_account: DevAccount, bought: bytes, path: str
 ) -> None:
-    lost = create_facilitator("http://127.0.0.1:9", facilitator_account.key, BASE_SEPOLIA_USDC.network)
+    lost = create_facilitator("http://127.0.0.1:9/v2/hidden", facilitator_account.key, BASE_SEPOLIA_USDC.network)
     status, problem = await call(lost, "POST", path, bought)
     assert (status, problem["code"]) == (503, "chain_unavailable")
+    assert problem["detail"] == "the chain does not answer"
     assert (await call(lost, "GET", "/health"))[0] == 503
 
 

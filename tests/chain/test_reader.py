@@ -107,7 +107,8 @@ async def test_transfers_are_those_from_the_sender_to_the_receiver(
 ) -> None:
     transaction = settle(chain, payer, cheque)
     # The first log of its block is AuthorizationUsed.
-    assert await reader.transfers(transaction, payer.address, seller.address) == [TransferLog(1, 700_000)]
+    block = await reader.head()
+    assert await reader.transfers(transaction, payer.address, seller.address) == [TransferLog(1, 700_000, block)]
     assert await reader.transfers(transaction, seller.address, payer.address) == []
     assert await reader.transfers("0x" + "9" * 64, payer.address, seller.address) == []
 
@@ -147,10 +148,11 @@ PAYER, PAYEE, HASH = "0x" + "a" * 40, "0x" + "b" * 40, "0x" + "c" * 64
 
 
 def log(event: str, index: int, *topics: str, data: str = "0x", contract: str = USDC) -> dict[str, Any]:
-    place = {"address": contract, "logIndex": hex(index), "transactionHash": HASH, "data": data}
+    place = {"address": contract, "logIndex": hex(index), "transactionHash": HASH, "data": data, "blockNumber": "0xf"}
     return {**place, "topics": [TOPICS[event], *map(word, topics)]}
 
 
+MINED = {"status": "0x1", "blockNumber": "0xf"}
 USED = log("AuthorizationUsed(address,bytes32)", 4, PAYER, NONCE)
 
 
@@ -159,6 +161,8 @@ def moved(index: int, **other: Any) -> dict[str, Any]:
 
 
 def answers(receipt: Any, logs: Any = (USED,)) -> dict[str, Any]:
+    if isinstance(receipt, dict):
+        receipt = {"blockNumber": "0xf", **receipt}
     return {"eth_blockNumber": "0x10", "eth_getLogs": list(logs), "eth_getTransactionReceipt": receipt}
 
 
@@ -200,8 +204,11 @@ async def test_a_log_that_was_not_asked_for_is_passed_over() -> None:
         {"eth_getLogs": [{**USED, "logIndex": None}]},
         {"eth_getTransactionReceipt": "yes"},
         {"eth_getTransactionReceipt": {}},
-        {"eth_getTransactionReceipt": {"status": "0x1", "logs": 5}},
-        {"eth_getTransactionReceipt": {"status": "0x1", "logs": [{**moved(5), "data": "0x" + "1" * 65}]}},
+        {"eth_getTransactionReceipt": {**MINED, "logs": 5}},
+        {"eth_getTransactionReceipt": {**MINED, "logs": [{**moved(5), "data": "0x" + "1" * 65}]}},
+        {"eth_getTransactionReceipt": {**MINED, "blockNumber": None, "logs": [moved(5)]}},
+        {"eth_getTransactionReceipt": {**MINED, "logs": [{**moved(5), "blockNumber": "0xe"}]}},
+        {"eth_getTransactionReceipt": {**MINED, "logs": [{**moved(5), "blockNumber": None}]}},
     ],
 )
 async def test_an_answer_that_is_not_what_was_asked_is_unavailable(lie: dict[str, Any]) -> None:

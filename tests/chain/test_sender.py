@@ -1,13 +1,17 @@
 """Refunds as raw transactions: prepared, broadcast as often as one likes, mined once."""
 
+from typing import Any
+
+import httpx
 import pytest
 
 from chain.devchain import DevAccount, DevChain
-from chain.errors import ChainError, NonceTaken, ReceiptLate, RpcRefused
+from chain.errors import ChainError, NonceTaken, ReceiptLate, RpcRefused, RpcUnavailable
 from chain.rpc import Rpc
 from chain.sender import SignedTransfer, TokenSender
 from chain.token import TokenReader
 from outbound.http import HttpClient
+from wire import decimal_json
 from wire.money import BASE_SEPOLIA_USDC
 
 
@@ -53,16 +57,54 @@ async def test_the_same_refund_prepared_twice_is_the_same_transaction(sender: To
     assert first == second
 
 
-async def test_of_two_transfers_under_one_account_nonce_the_second_can_never_be_mined(
-    sender: TokenSender, reader: TokenReader, seller: DevAccount, payer: DevAccount
+async def test_of_two_transfers_under_one_account_nonce_the_second_can_never_be_mined_once_the_first_is_finalised(
+    sender: TokenSender, reader: TokenReader, chain: DevChain, seller: DevAccount, payer: DevAccount
 ) -> None:
     nonce = await sender.account_nonce()
     first, second = await sender.prepare(payer.address, 1, nonce), await sender.prepare(payer.address, 2, nonce)
     await sender.broadcast(first)
     await sender.await_receipt(first.transaction, timeout_s=10)
+    with pytest.raises(RpcUnavailable):
+        await sender.broadcast(second)
+    chain.mine(2)
     with pytest.raises(NonceTaken):
         await sender.broadcast(second)
     assert await reader.balance(seller.address) == 999
+
+
+@pytest.mark.parametrize(
+    ("said", "finalized_count", "receipt", "raised"),
+    [
+        ("nonce too low", "0x5", None, RpcUnavailable),
+        ("nonce too low", "0x6", {"status": "0x1"}, RpcUnavailable),
+        ("nonce too low", "0x6", None, NonceTaken),
+        ("OldNonce", "0x6", None, NonceTaken),
+        ("OldNonce", "0x5", None, RpcRefused),
+    ],
+)
+async def test_a_node_that_lags_behind_does_not_make_a_transfer_look_superseded(
+    said: str, finalized_count: str, receipt: Any, raised: type[ChainError], seller: DevAccount
+) -> None:
+    asked: list[list[Any]] = []
+    results = {
+        "eth_sendRawTransaction": {"error": {"code": -32000, "message": said}},
+        "eth_getTransactionByHash": {"result": None},
+        "eth_getTransactionCount": {"result": finalized_count},
+        "eth_getTransactionReceipt": {"result": receipt},
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        call = decimal_json.loads(request.content)
+        asked.append([call["method"], *call["params"]])
+        reply = {"jsonrpc": "2.0", "id": call["id"], **results[call["method"]]}
+        return httpx.Response(200, content=decimal_json.dumps(reply))
+
+    rpc = Rpc("http://node", HttpClient(httpx.MockTransport(answer)))
+    transfer = SignedTransfer("0x" + "1" * 64, "0x02", 5)
+    with pytest.raises(raised) as caught:
+        await TokenSender(rpc, BASE_SEPOLIA_USDC, seller.key).broadcast(transfer)
+    assert caught.type is raised
+    assert ["eth_getTransactionCount", seller.address, "finalized"] in asked
 
 
 async def test_a_pending_transfer_counts_in_the_next_account_nonce(

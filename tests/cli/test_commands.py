@@ -194,3 +194,13 @@ def test_seeding_the_demo_twice_starts_its_runs_once(livery: Livery) -> None:
     assert len(first["runs"]) == 3
     assert first["runs"] == second["runs"]
     assert second["vendors"] == []
+
+
+@pytest.mark.parametrize("command", [("serve",), ("run", "list", "--local"), ("vendors", "list")])
+def test_a_setting_that_cannot_work_is_said_in_a_sentence_without_its_secret(
+    livery: Livery, command: tuple[str, ...]
+) -> None:
+    refused = livery(*command, DATABASE_URL="postgres://me:hush@host/db")
+    assert refused.code == 1
+    assert "not postgres" in refused.err
+    assert "hush" not in refused.err + refused.out

@@ -1,10 +1,13 @@
 """The servers as processes: ready, stopped by a signal, and the whole demo."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,8 +18,6 @@ pytestmark = pytest.mark.slow
 
 
 def _started(livery: Livery, *arguments: str, **more: str) -> tuple[subprocess.Popen[str], str]:
-    import os
-
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments],
         env={**os.environ, **livery.variables, **more},
@@ -51,6 +52,34 @@ def test_a_taken_default_port_is_replaced_and_a_chosen_one_is_an_error(livery: L
     first.terminate()
     first.communicate(timeout=20)
     assert first.returncode == 0
+
+
+def _children(pid: int) -> set[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    direct = {int(child) for child in listed.read_text().split()} if listed.exists() else set()
+    return direct.union(*(_children(child) for child in direct)) if direct else direct
+
+
+def _is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_up_that_is_stopped_while_it_starts_leaves_nothing_running(livery: Livery, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "up", "--data", str(tmp_path / "data")],
+        env={**os.environ, **livery.variables},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while len(started := _children(process.pid)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.terminate()
+    assert process.wait(30) == 0
+    while any(map(_is_alive, started)):
+        assert time.monotonic() < deadline, [pid for pid in started if _is_alive(pid)]
 
 
 @pytest.mark.row(155)

@@ -226,10 +226,38 @@ async def test_a_header_that_cannot_be_sent_is_refused_before_anything_leaves(va
             await HttpClient().request("GET", url, headers={"x": value}, content=None, timeout_s=1, body_bytes_max=1)
 
 
-async def test_an_error_does_not_show_the_query() -> None:
+async def test_an_error_shows_scheme_host_and_port_and_neither_path_nor_query() -> None:
     async with server(saying(b"")) as url:
-        with pytest.raises(OutboundError) as caught:
-            await get(f"{url}/x?key=hidden")
+        for hidden in ("/v2/hidden", "/x?key=hidden", "?hidden", "#hidden"):
+            with pytest.raises(OutboundError) as caught:
+                await get(url + hidden)
+            assert "hidden" not in str(caught.value)
+            assert str(caught.value).startswith(f"GET {url}: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hidden",
+        "//host/hidden",
+        "ftp://host/hidden",
+        "http://host:hidden/",
+        "http://a:hidden@host/",
+        "http://h\\hidden",
+    ],
+)
+async def test_an_address_that_cannot_be_called_is_not_shown_whole(url: str) -> None:
+    with pytest.raises(OutboundError) as caught:
+        await get(url, timeout_s=1)
+    assert "hidden" not in str(caught.value)
+
+
+async def test_a_header_that_cannot_be_sent_is_not_shown() -> None:
+    async with server(saying(b"")) as url:
+        with pytest.raises(BadAddress) as caught:
+            await HttpClient().request(
+                "GET", url, headers={"x": "hidden\n"}, content=None, timeout_s=1, body_bytes_max=1
+            )
     assert "hidden" not in str(caught.value)
 
 

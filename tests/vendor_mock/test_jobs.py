@@ -132,6 +132,20 @@ async def test_a_cursor_brings_the_new_lines_only(buyer: Buyer):
     assert len((await buyer.poll(job_id))["logs"]) == 3
 
 
+async def test_a_cancellation_brings_the_lines_since_a_cursor_only(buyer: Buyer):
+    job_id = await buyer.buy()
+    first = await buyer.poll(job_id)
+
+    refused = await buyer.post("/cancel-job", {"vendorJobId": job_id, "since": "yesterday"})
+    cancelled = read(await buyer.post("/cancel-job", {"vendorJobId": job_id, "since": first["cursor"]}))
+
+    assert (refused.status_code, code(refused)) == (422, "invalid_field")
+    assert cancelled["logs"] == ["Cancelled by the buyer"]
+    assert (await buyer.poll(job_id, since=cancelled["cursor"]))["logs"] == []
+    again = read(await buyer.post("/cancel-job", {"vendorJobId": job_id}))
+    assert again == {**cancelled, "logs": ["Epoch 1/3 loss=1.5", "Cancelled by the buyer"]}
+
+
 async def test_no_other_request_moves_a_job(vendors: Open, payer):
     client, payment_id = vendors(), new_payment_id()
     buyer = Buyer(client, payer)
@@ -185,6 +199,25 @@ async def test_a_failed_job_gives_half_back_on_the_chain(vendors: Open, payer, c
     assert _moved(chain, failed["refund"]) == (VENDOR_1.lower(), payer.address.lower(), Decimal("0.7"))
     assert chain.balance(payer.address) == before - 700_000
     assert await buyer.poll(job_id) == failed
+
+
+@pytest.mark.parametrize(
+    ("reliability", "settings", "end"),
+    [
+        ("1", {}, "completed"),
+        ("0", {}, "failed"),
+        ("0", {"fail_rate": 0.0}, "completed"),
+        ("1", {"fail_rate": 1.0}, "failed"),
+    ],
+)
+async def test_a_vendor_is_as_reliable_as_its_plan_says_unless_a_rate_is_set(
+    vendors: Open, payer, reliability, settings, end
+):
+    plan = VendorPlan(vendor_id="gpu_vendor_1", name="Mine", reliability=Decimal(reliability))
+    buyer = Buyer(vendors(plans=(plan,), **settings), payer)
+    job_id = await buyer.buy()
+
+    assert [(await buyer.poll(job_id))["status"] for _ in range(3)][-1] == end
 
 
 @pytest.mark.row(42)
@@ -241,13 +274,16 @@ async def test_a_finished_job_cannot_be_cancelled(buyer: Buyer):
     assert read(await buyer.post("/cancel-job", {"vendorJobId": job_id})) == completed
 
 
-async def test_a_refund_waits_for_the_chain_and_is_told_when_it_is_there(vendors: Open, payer, chain: DevChain):
+async def test_a_refund_waits_for_the_chain_and_is_told_when_it_is_there(vendors: Open, payer, chain: DevChain, caplog):
     job_id = await Buyer(vendors(), payer).buy()
-    unreachable = Buyer(vendors(rpc_url="http://127.0.0.1:9"), payer)
+    unreachable = Buyer(vendors(rpc_url="http://127.0.0.1:9/v2/hidden"), payer)
 
     reply = await unreachable.post("/cancel-job", {"vendorJobId": job_id})
 
     assert (reply.status_code, code(reply), reply.headers["retry-after"]) == (503, "chain_unavailable", "1")
+    assert read(reply)["detail"] == "the chain does not answer, or a transfer is not mined yet; ask again"
+    assert "POST http://127.0.0.1:9: " in caplog.text
+    assert "hidden" not in caplog.text
     polled = await Buyer(vendors(), payer).poll(job_id)
     assert (polled["status"], polled["refund"]["amount"]) == ("cancelled", Decimal("1.4"))
     assert chain.balance(VENDOR_1) == 0

@@ -115,6 +115,7 @@ def test_a_fourth_vendor_needs_a_key():
         ('[{"vendorId": "a", "name": "A"}, {"vendorId": "a", "name": "B"}]', "none twice"),
         ('[{"vendorId": "a"}]', "0.name: Field required"),
         ('[{"vendorId": "a", "name": "A", "pricePerHour": 0}]', "0.pricePerHour"),
+        ('[{"vendorId": "a", "name": "A", "reliability": 1.01}]', "0.reliability"),
         ('[{"vendorId": "a", "name": "A", "faults": {"failAtEpoch": 4}}]', "failAtEpoch"),
     ],
 )
@@ -132,6 +133,7 @@ def test_a_vendors_file_replaces_the_three(tmp_path):
         "vendorId": "mine",
         "name": "Mine",
         "pricePerHour": 0.5,
+        "reliability": 0.75,
         "gpus": [{"gpuType": "H100", "vramGb": 80, "count": 2}],
         "faults": {"errors": 1, "priceFactor": 1.1, "routes": ["/quote"]},
     }
@@ -141,18 +143,22 @@ def test_a_vendors_file_replaces_the_three(tmp_path):
 
     assert (vendor.per_hour_atomic, vendor.gpus[0].count, vendor.faults.price_factor) == (500_000, 2, Decimal("1.1"))
     assert vendor.faults.routes == ("/quote",)
+    assert vendor.fail_rate == Decimal("0.25")
+    (chosen,) = open_catalogue(_settings(vendors_file=path, fail_rate=0.1)).values()
+    assert chosen.fail_rate == Decimal("0.1")
+    assert {vendor.fail_rate for vendor in open_catalogue(_settings()).values()} == {0}
 
 
 @pytest.mark.row(42)
 def test_the_failures_of_a_seed_repeat():
     def fates(seed: int | None) -> list[int | None]:
-        return [fate("gpu_vendor_1", number, 0.5, seed) for number in range(40)]
+        return [fate("gpu_vendor_1", number, Decimal("0.5"), seed) for number in range(40)]
 
     assert fates(7) == fates(7)
     assert fates(7) != fates(8)
     assert set(fates(7)) == {None, 3}
-    assert {fate("v", number, 0.0, None) for number in range(100)} == {None}
-    assert {fate("v", number, 1.0, None) for number in range(100)} == {3}
+    assert {fate("v", number, Decimal(0), None) for number in range(100)} == {None}
+    assert {fate("v", number, Decimal(1), None) for number in range(100)} == {3}
 
 
 def test_the_published_description_is_the_one_the_app_gives():

@@ -36,6 +36,7 @@ class Buyer:
         self.headers = {
             "x-vendor-id": f"gpu_vendor_{vendor}",
             "authorization": f"Bearer {secret or f'secret-{vendor}'}",
+            "content-type": "application/json",
         }
 
     async def get(self, path: str, **params: str) -> httpx.Response:

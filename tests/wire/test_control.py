@@ -84,8 +84,8 @@ def test_a_goal_is_some_text_of_at_most_4000_characters(goal: str, accepted: boo
             StartRequest.from_json(text)
 
 
-@pytest.mark.parametrize("deadline", ["2026-12-01T00:00:00", "tomorrow", ""])
-def test_a_deadline_has_its_offset(deadline: str) -> None:
+@pytest.mark.parametrize("deadline", ["2026-12-01T00:00:00", "tomorrow", "", 1893456000, "9999-12-31T23:59:59-23:00"])
+def test_a_deadline_is_a_time_with_its_offset_that_utc_has(deadline: object) -> None:
     with pytest.raises(ValueError, match="deadline"):
         StartRequest.from_json(json.dumps({"goal": "g", "budgetTotal": 5, "deadline": deadline}))
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from wire.decimal_json import DEPTH_MAX, DecimalNumber, JsonObject, dumps, loads, plain
+from wire.decimal_json import DEPTH_MAX, DecimalNumber, dumps, loads, plain
+from wire.model import JsonObject
 
 LIMITS = "a number has at most 100 digits and an exponent within 400"
 

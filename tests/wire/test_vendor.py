@@ -53,6 +53,7 @@ STATUS = {
         (vendor.SubmitReply, {"vendorJobId": "job-1", "status": "submitted", "paymentTxId": "0x1"}),
         (vendor.JobStatus, STATUS),
         (vendor.CancelRequest, {"vendorJobId": "job-1"}),
+        (vendor.CancelRequest, {"vendorJobId": "job-1", "since": "line-2"}),
         (vendor.JobsReply, {"jobs": [{"vendorJobId": "job-1", "status": "failed"}]}),
         (
             vendor.ArtifactsReply,

@@ -188,7 +188,7 @@ def test_a_submitted_job_is_waited_for() -> None:
     event = events.JobSubmitted(at=at(1), job_id=JOB, vendor_job_id="vjob-1")
     assert of_job(a_running_run({"status": "quoted"}, {}), event) == (
         {"phase": "waiting", "updated_at": at(1)},
-        {"status": "submitted", "vendor_job_id": "vjob-1", "updated_at": at(1)},
+        {"status": "submitted", "vendor_job_id": "vjob-1", "submitted_at": at(1), "updated_at": at(1)},
     )
 
 

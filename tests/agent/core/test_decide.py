@@ -1,6 +1,7 @@
 """The agent's judgement: every rule, where each begins and ends, and which of two speaks first."""
 
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -139,16 +140,41 @@ def test_a_run_that_is_to_stop_cancels_ends_and_begins_nothing(wish: dict[str, A
     assert stopped("cancelled") == end
     assert stopped("completed", count=2) == end
     assert stopped("completed") == EndRun(status="completed")
-    assert stopped("submitted") == CancelJobs(reason=reason)
-    assert stopped("running", count=5) == CancelJobs(reason=reason)
-    assert stopped("quoted", "running") == CancelJobs(reason=reason)
+    since = T0 if status == "cancelled" else NOW
+    assert stopped("submitted") == CancelJobs(reason=reason, job_ids=("run_1-job-1",), since=since)
+    assert stopped("running", count=5) == CancelJobs(reason=reason, job_ids=("run_1-job-1",), since=since)
+    assert stopped("quoted", "running") == CancelJobs(reason=reason, job_ids=("run_1-job-2",), since=since)
     # A quoted job is nobody's yet: `recover` drops it, nothing new is begun beside it.
     assert stopped("quoted", count=2) == RUNNING
 
 
 def test_jobs_are_cancelled_before_payments_are_waited_for() -> None:
     run = run_with("running", payments=(a_payment(1, status="unknown"),))
-    assert decided(run, cancel_requested_at=T0) == CancelJobs(reason="cancelled")
+    assert decided(run, cancel_requested_at=T0) == CancelJobs(reason="cancelled", job_ids=("run_1-job-1",), since=T0)
+
+
+@pytest.mark.parametrize(("late_s", "late"), [(0, False), (0.000_001, True), (9_999, True)])
+def test_a_job_is_cancelled_once_it_runs_longer_than_was_paid_for_and_some_patience(late_s: float, late: bool) -> None:
+    due = NOW - timedelta(seconds=late_s)
+    submitted_at = due - timedelta(hours=1.5, seconds=60)
+    late_job = a_job(1, status="running", vendor_job_id="v-1", hours=Decimal("1.5"), submitted_at=submitted_at)
+    fine_job = a_job(2, status="running", vendor_job_id="v-2", hours=Decimal("1.5"), submitted_at=NOW)
+    run = run_with(jobs=(late_job, fine_job), job=JobSpec(count=2))
+    cancelled = CancelJobs(reason="overdue", job_ids=("run_1-job-1",), since=due)
+    assert decided(run, overdue_s=60) == (cancelled if late else RUNNING)
+
+
+def test_of_several_overdue_jobs_patience_is_counted_from_the_first() -> None:
+    def late(number: int) -> Job:
+        submitted_at = NOW - timedelta(hours=1 + number)
+        return a_job(
+            number, status="submitted", vendor_job_id=f"v-{number}", hours=Decimal(1), submitted_at=submitted_at
+        )
+
+    action = decided(run_with(jobs=(late(1), late(2)), job=JobSpec(count=2)), overdue_s=60)
+    assert isinstance(action, CancelJobs)
+    assert action.job_ids == ("run_1-job-1", "run_1-job-2")
+    assert action.since == NOW - timedelta(hours=2) + timedelta(seconds=60)
 
 
 def test_a_deadline_passes_at_its_very_moment() -> None:
@@ -245,7 +271,7 @@ def test_the_same_run_facts_and_time_decide_the_same() -> None:
 
 def test_facts_know_nothing_that_was_not_told() -> None:
     known = Facts(attempts_max=1, refund_wait_s=0)
-    assert (known.cancel_requested_at, known.vendors, known.proposal) == (None, (), None)
+    assert (known.cancel_requested_at, known.vendors, known.proposal, known.overdue_s) == (None, (), None, 3_600)
     assert (Wait(reason="r").message, EndRun(status="failed").reason, EndRun(status="failed").detail) == (
         "Waiting",
         None,
@@ -264,6 +290,6 @@ ACTIONS: list[tuple[Any, dict[str, Any]]] = [
     (AskPlanner, {}),
     (StartJob, {"vendor_id": "v", "gpu_type": "A10", "max_hours": Decimal(1), "reason": "r"}),
     (Wait, {"reason": "r"}),
-    (CancelJobs, {"reason": "r"}),
+    (CancelJobs, {"reason": "r", "job_ids": (), "since": T0}),
     (EndRun, {"status": "failed"}),
 ]

@@ -59,7 +59,7 @@ def test_a_run_that_owns_everything_survives_inside_an_event() -> None:
         AskPlanner(),
         StartJob(vendor_id="v", gpu_type="A10", max_hours=Decimal("0.50"), reason="cheap"),
         Wait(reason="r", message="m"),
-        CancelJobs(reason="deadline_passed"),
+        CancelJobs(reason="deadline_passed", job_ids=("run_1-job-1",), since=T0),
         EndRun(status="failed", reason="planner_aborted", detail="d"),
     ],
     ids=lambda action: action.kind,

@@ -230,7 +230,7 @@ def test_a_quote_is_held_against_the_runs_price_per_hour() -> None:
     hours = Decimal("0.75")
     assert check_quote(run, a_vendor(), a_job(hours=hours, expected_cost_atomic=1_500_000)) is None
     assert check_quote(run, a_vendor(), a_job(hours=hours, expected_cost_atomic=1_500_001)) == Refusal(
-        "over_hourly_price", "the quote is above the run's maximum for 0.75 h"
+        "over_hourly_price", "1500001 is above the run's maximum for 0.75 h"
     )
     assert check_quote(a_run(), a_vendor(), a_job(hours=hours, expected_cost_atomic=1_500_001)) is None
 

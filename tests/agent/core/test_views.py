@@ -206,7 +206,7 @@ def test_the_newest_comes_first() -> None:
         (EndRun(status="failed", reason="no_vendor_left", detail="2 of 2"), {"action": "abort", "reason": "2 of 2"}),
         (EndRun(status="failed", reason="no_vendor_left"), {"action": "abort", "reason": "no_vendor_left"}),
         (Wait(reason="nobody"), {"action": "wait", "reason": "nobody"}),
-        (CancelJobs(reason="cancelled"), {"action": "wait", "reason": "cancelled"}),
+        (CancelJobs(reason="cancelled", job_ids=(), since=T0), {"action": "wait", "reason": "cancelled"}),
         (AskPlanner(), {"action": "wait", "reason": ""}),
     ],
 )

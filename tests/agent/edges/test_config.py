@@ -7,6 +7,7 @@ import pytest
 from pydantic import AliasChoices, SecretStr, ValidationError
 
 from agent.config import AgentSettings
+from wire.model import first_error
 
 FIELDS = AgentSettings.model_fields
 
@@ -50,7 +51,8 @@ def test_older_names_are_accepted_in_their_order(
 ) -> None:
     names = names_of(field)
     assert names[1:] == aliases
-    values = ["stub"] * len(names) if field == "planner_mode" else [f"value-of-{name}" for name in names]
+    form = {"planner_mode": "stub", "database_url": "sqlite:///value-of-{}"}.get(field, "value-of-{}")
+    values = [form.format(name) for name in names]
     for name, value in reversed(list(zip(names, values, strict=True))):
         monkeypatch.setenv(name, value)
         found = getattr(read(), field)
@@ -103,8 +105,41 @@ def test_a_value_out_of_bounds_is_refused_by_its_name(monkeypatch: pytest.Monkey
         read()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("DATABASE_URL", "postgres://me:hush-hush@host/db", "mongodb:// or mongodb+srv://, not postgres"),
+        ("DATABASE_URL", "sqlite:hush-hush", "begins with sqlite:///, mongodb:// or mongodb+srv://, not sqlite"),
+        ("DATABASE_URL", "hush-hush:me@host", "begins with sqlite:///, mongodb:// or mongodb+srv://, not nothing"),
+        ("DATABASE_URL", "http://[hush-hush", "begins with sqlite:///, mongodb:// or mongodb+srv://, not http"),
+        ("DATABASE_URL", "sqlite:///", "ends after sqlite:///, it names no database"),
+        ("LIVERY_AGENT_PAYMENT_MAX", "0.0000001", "USDC has 6 decimals"),
+        ("LIVERY_AGENT_RUN_MAX", "1.1234567", "USDC has 6 decimals"),
+        ("LIVERY_AGENT_VENDOR_DAY_MAX", "1000000001", "an amount is at most 1000000000 USDC"),
+        ("LIVERY_AGENT_WALLET_DAY_MAX", "1e400", "an amount is at most 1000000000 USDC"),
+        ("LIVERY_AGENT_NETWORK", "hush-hush", "Input should be 'base-sepolia' or 'base'"),
+    ],
+)
+def test_what_cannot_work_is_told_when_it_is_read_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as refused:
+        read()
+    assert refused.value.error_count() == 1
+    assert told in first_error(refused.value)
+    assert "hush-hush" not in f"{refused.value} {refused.value!r} {first_error(refused.value)}"
+
+
+@pytest.mark.parametrize("cap", ["0.000001", "1000000000"])
+def test_a_cap_may_be_the_least_and_the_largest_amount(monkeypatch: pytest.MonkeyPatch, cap: str) -> None:
+    monkeypatch.setenv("LIVERY_AGENT_RUN_MAX", cap)
+    assert read().run_max == Decimal(cap)
+
+
 def test_settings_are_frozen_and_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "X402_PRIVATE_KEY", "LIVERY_AGENT_KEYSTORE_PASSWORD", "GPU_VENDOR_SECRET"):
+    monkeypatch.setenv("DATABASE_URL", "mongodb://me:hush-hush@host")
+    for name in ("X402_PRIVATE_KEY", "LIVERY_AGENT_KEYSTORE_PASSWORD", "GPU_VENDOR_SECRET"):
         monkeypatch.setenv(name, "hush-hush")
     settings = read()
     assert "hush-hush" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"

@@ -32,7 +32,7 @@ async def called(vendor: ScriptedVendor, name: str) -> Any:
         "challenge": lambda: client.challenge(VENDOR, "{}", "payment-1"),
         "find": lambda: client.find(VENDOR, "payment-1"),
         "job_status": lambda: client.job_status(VENDOR, "vjob-1", None),
-        "cancel": lambda: client.cancel(VENDOR, "vjob-1"),
+        "cancel": lambda: client.cancel(VENDOR, "vjob-1", "7"),
         "artifacts": lambda: client.artifacts(VENDOR, "vjob-1"),
     }
     return await calls[name]()
@@ -257,7 +257,7 @@ async def test_a_poll_sends_the_cursor_it_has_and_none_at_first(vendor: Scripted
 async def test_a_job_is_cancelled_and_its_artifacts_are_read(vendor: ScriptedVendor) -> None:
     vendor.says("/base/cancel-job", STATUS | {"status": "cancelled"})
     assert (await called(vendor, "cancel")).status == "cancelled"
-    assert vendor.seen[0][1] == b'{"vendorJobId":"vjob-1"}'
+    assert vendor.seen[0][1] == b'{"vendorJobId":"vjob-1","since":"7"}'
     artifact = {"name": "model", "bytes": 3, "sha256": "a" * 64, "url": "http://vendor.test/model"}
     vendor.says("/base/artifacts/../vjob 1", {"artifacts": [artifact]})
     found = await vendor.client().artifacts(VENDOR, "../vjob 1")

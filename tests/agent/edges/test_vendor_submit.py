@@ -103,7 +103,7 @@ async def test_a_submission_that_hangs_is_given_its_time_once() -> None:
     assert (vendor_http.CALL_S, vendor_http.SUBMIT_S, vendor_http.TRIES_MAX) == (10.0, 30.0, 3)
     vendor = ScriptedVendor(hangs=asyncio.Event())
     answer = await submitted(vendor.client(submit_s=0.05))
-    assert answer == Unsettled("POST http://vendor.test/submit-job: no whole answer in 0.05 s")
+    assert answer == Unsettled("POST http://vendor.test: no whole answer in 0.05 s")
     assert len(vendor.seen) == 1
 
 
@@ -143,7 +143,7 @@ REPEATED: dict[str, Call] = {
     "quote": lambda client, vendor: client.quote(vendor, ASKED),
     "challenge": lambda client, vendor: client.challenge(vendor, "{}", "payment-1"),
     "find": lambda client, vendor: client.find(vendor, "payment-1"),
-    "cancel": lambda client, vendor: client.cancel(vendor, "vjob-1"),
+    "cancel": lambda client, vendor: client.cancel(vendor, "vjob-1", None),
     "artifacts": lambda client, vendor: client.artifacts(vendor, "vjob-1"),
 }
 ONCE: dict[str, Call] = {"job_status": lambda client, vendor: client.job_status(vendor, "vjob-1", None)}

@@ -15,13 +15,13 @@ from agent.edges.chain_evm import EvmChain
 from agent.edges.planner_stub import StubPlanner
 from agent.edges.store_mongo import MongoStore
 from agent.edges.store_sqlite import SqliteStore
-from agent.edges.wallet_evm import EvmWallet
+from agent.edges.wallet_evm import EvmWallet, account_from_keystore
 from agent.ports import Limits
 from agent.wiring import create_wallet, keystore_password, open_agent, open_store, open_wallet, spending_policy
 from chain.errors import RpcUnavailable
 from outbound.http import HttpClient
 from tests.agent.core.values import a_run, a_vendor, at
-from wire.money import BASE_SEPOLIA_USDC, BASE_USDC, MoneyError
+from wire.money import BASE_SEPOLIA_USDC, BASE_USDC
 
 KEY = "0x" + "4c" * 32
 
@@ -85,7 +85,7 @@ def test_the_policy_is_the_settings_in_atomic_units(tmp_path: Path) -> None:
         wallet_day_atomic_max=4_000_000,
     )
     assert spending_policy(settings(tmp_path, network="base")).asset == BASE_USDC
-    with pytest.raises(MoneyError, match=r"USDC has 6 decimals"):
+    with pytest.raises(ValueError, match=r"USDC has 6 decimals"):
         spending_policy(settings(tmp_path, payment_max=Decimal("0.0000001")))
 
 
@@ -179,3 +179,15 @@ async def test_a_chain_that_does_not_answer_is_unavailable_and_nothing_else(
     if answer is None:
         assert isinstance(unavailable.value.__cause__, RpcUnavailable)
     await agent.store.close()
+
+
+def test_a_wallet_whose_making_was_interrupted_is_made_with_the_password_that_was_left(tmp_path: Path) -> None:
+    interrupted = settings(
+        tmp_path, keystore_path=tmp_path / "wallet.json", keystore_password_path=tmp_path / "wallet.password"
+    )
+    (tmp_path / "wallet.password").write_text("left behind")
+    address = create_wallet(interrupted)
+    assert account_from_keystore(tmp_path / "wallet.json", "left behind").address == address
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wallet.json", "wallet.password"]
+    with pytest.raises(WalletError, match="never overwritten"):
+        create_wallet(interrupted)
