@@ -246,3 +246,9 @@ def test_a_decimal_number_is_made_of_nothing_else(value: Any) -> None:
 
 def test_a_decimal_number_is_a_number_in_the_schema() -> None:
     assert number.json_schema() == {"type": "number"}
+
+
+@pytest.mark.parametrize("sibling", ["{}", "[]", '{"a":[{}]}'])
+def test_what_was_closed_again_does_not_count_as_depth(sibling: str) -> None:
+    siblings = f"[{','.join([sibling] * 200)}]"
+    assert len(loads(siblings)) == 200
