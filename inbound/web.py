@@ -110,6 +110,9 @@ def create_door(
         version=version,
         description=description,
         redirect_slashes=False,
+        # Their pages run scripts of other hosts, which would then speak with the door as one of its own.
+        docs_url=None,
+        redoc_url=None,
         responses={code: {"model": ProblemDocument} for code in statuses},
         **options,
     )

@@ -165,3 +165,10 @@ async def test_the_app_that_servers_ask_for_by_name_is_the_control_plane() -> No
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         assert (await client.get("/api/agent-status")).json()["code"] == "invalid_field"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_no_page_of_ours_runs_scripts_of_other_hosts(path: str) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app()), base_url="http://localhost") as client:
+        assert (await client.get(path)).status_code == 404
+        assert (await client.get("/openapi.json")).status_code == 200
