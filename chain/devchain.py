@@ -150,6 +150,10 @@ class DevNode:
         self.rpc("evm_increaseTime", seconds)
         self.mine()
 
+    def set_clock(self) -> None:
+        """Set the chain's clock to the world's: a snapshot that was brought back has brought its time back, too."""
+        self.rpc("evm_setTime", int(time.time()))
+
     def snapshot(self) -> str:
         return str(self.rpc("evm_snapshot"))
 

@@ -92,7 +92,7 @@ async def test_two_processes_tick_a_run_by_turns_to_the_same_end_on_every_store(
     ]
     kinds = [line["type"] for line in shown["observations"]]
     assert {kind: kinds.count(kind) for kind in ("agent_reasoning", "job_log", "error")} == {
-        "agent_reasoning": 2,
+        "agent_reasoning": 3,
         "job_log": 6,
         "error": 1,
     }
