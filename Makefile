@@ -66,7 +66,7 @@ docs: setup  ## write docs/errors.md, docs/environment.md, docs/vendor-openapi.j
 	$(BIN)/python -m vendor_mock.describe > docs/vendor-openapi.json
 
 coverage: setup  ## branches of wire, agent/core and cashier
-	$(BIN)/coverage run -m pytest -q tests/wire tests/agent tests/cashier
+	$(BIN)/coverage run -m pytest -q tests/wire tests/agent/core tests/cashier
 	$(BIN)/coverage report --include='wire/*,agent/core/*,cashier/*'
 
 mutants: setup  ## 100 random mutants of wire, agent/core and cashier (SEED=n COUNT=n)
