@@ -10,6 +10,8 @@ from cashier.recover import Recovered
 from tests.cashier.test_open_settlements import _Deaf
 from tests.cashier.world import PRICE_ATOMIC, Crash, Fuse, Mortal, World, says
 
+pytestmark = pytest.mark.slow
+
 # More boundaries than a charge has: the last fuses do not burn down.
 BOUNDARIES = 18
 

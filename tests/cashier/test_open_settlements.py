@@ -13,6 +13,8 @@ from cashier.edges.facilitator_http import HttpFacilitator
 from outbound.http import HttpClient
 from tests.cashier.world import PRICE_ATOMIC, World, code, detail, says, settlement
 
+pytestmark = pytest.mark.slow
+
 PENDING = {"success": False, "errorReason": "settlement_pending", "transaction": "0x" + "ab" * 32, "network": "x"}
 DECLINED = {
     "success": False,

@@ -14,6 +14,8 @@ import pytest
 from agent.ports import Claim, Store
 from tests.contracts.store_values import Place, a_run, stored
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60
 

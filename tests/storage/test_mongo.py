@@ -17,6 +17,8 @@ from storage.mongo import Database, Mongo, Session
 from tests.contracts.store_values import a_run
 from tests.fixtures.mongod import Mongod, MongoPlace
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

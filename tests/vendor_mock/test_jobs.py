@@ -17,6 +17,8 @@ from wire.money import BASE_SEPOLIA_USDC
 from wire.vendor import ArtifactsReply, JobStatus
 from wire.x402 import SettleResponse, decode_header
 
+pytestmark = pytest.mark.slow
+
 VENDOR_1 = dev_account(FIRST_DEV_ACCOUNT).address
 
 

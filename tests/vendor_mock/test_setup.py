@@ -20,6 +20,8 @@ from vendor_mock.catalogue import DEFAULT_PLANS, FIRST_DEV_ACCOUNT, SetupError, 
 from vendor_mock.config import VendorMockSettings
 from vendor_mock.simulation import fate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
