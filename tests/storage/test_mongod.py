@@ -20,8 +20,6 @@ import os, signal, sys
 from tests.fixtures.mongod import Mongod, mongod_url
 import tests.fixtures.mongod as fixtures
 
-pytestmark = pytest.mark.slow
-
 class Told(Mongod):
     def __init__(self, **words):
         super().__init__(**words)
