@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from agent.core.model import Entry, Run, Vendor
-from agent.core.planning import Proposal
+from agent.core.model import Entry, Notice, Outcome, Run, Standing, Vendor
+from agent.core.planning import Proposal, Question
 from agent.core.policy import Hold as Hold
 from agent.core.policy import SpendingPolicy
 from wire.vendor import ArtifactsReply, JobFound, JobStatus, OffersReply, Quote, QuoteRequest, SubmitReply
@@ -71,10 +71,13 @@ class Store(Protocol):
         *,
         holds: Sequence[Hold] = (),
         refunds: Sequence[str] = (),
+        outcomes: Sequence[Outcome] = (),
+        notices: Sequence[Notice] = (),
         durable: bool = False,
     ) -> Hold | None:
         """
-        Store `run` (jobs and payments included), append `entries`, count `holds` and `refunds`, all or nothing.
+        Store `run` (jobs and payments included), append `entries`, count `holds`, `refunds` and `outcomes`, queue
+        `notices`, all or nothing.
 
         Returns the hold whose cap refused it, in which case nothing was written; None when saved.
         `cancel_requested_at` is never written here: only `request_cancel` sets it.
@@ -95,9 +98,9 @@ class Store(Protocol):
         """Return runs, newest first; an unreadable cursor begins at the newest."""
 
     async def read_log(
-        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None
+        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None, after: int = 0
     ) -> list[Entry]:
-        """Return the run's entries oldest first; only `types`; only the `newest` n."""
+        """Return the run's entries oldest first; only `types`; only the `newest` n; only those with seq > `after`."""
 
     async def due_runs(self, now: datetime, limit: int) -> list[str]:
         """Return ids of runs whose next_tick_at has come, the longest due first."""
@@ -116,6 +119,15 @@ class Store(Protocol):
 
     async def remove_vendor(self, vendor_id: str) -> bool: ...
 
+    async def standings(self) -> list[Standing]:
+        """Return how the jobs of every vendor and GPU type have ended, by vendor and GPU type."""
+
+    async def take_notices(self, limit: int, lease_s: int) -> list[Notice]:
+        """Return due notices, the longest due first, with `attempts` + 1, kept from others for `lease_s`."""
+
+    async def settle_notice(self, notice_id: str, retry_s: int | None) -> None:
+        """Forget a notice (`retry_s` None: it was told, or given up), or make it due again in `retry_s` seconds."""
+
     async def migrate(self) -> int:
         """Bring the store to this program's version, idempotently; return it. Raises StoreTooNew."""
 
@@ -128,7 +140,8 @@ class Store(Protocol):
 class Planner(Protocol):
     mode: str
 
-    async def propose(self, run: Run, vendors: Sequence[Vendor], now: datetime) -> Proposal: ...
+    async def propose(self, question: Question) -> Proposal:
+        """Return a wish; whatever goes wrong, a wish. `decide` checks it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from agent.core.decide import Action, AskPlanner, Facts, StartJob, decide
 from agent.core.model import Job, Run
+from agent.core.planning import Question
 from agent.core.policy import Refusal, check_caps
 from agent.ports import Agent
 from agent.purchase import quoted_job
@@ -37,7 +38,9 @@ async def preview(agent: Agent, request: StartRequest) -> Preview:
     )
     action = decide(run, facts, now)
     if isinstance(action, AskPlanner):
-        facts = replace(facts, proposal=await agent.planner.propose(run, vendors, now))
+        standings = tuple(await agent.store.standings())
+        question = Question(run=run, vendors=facts.vendors, standings=standings, now=now)
+        facts = replace(facts, standings=standings, proposal=await agent.planner.propose(question))
         action = decide(run, facts, now)
     if not isinstance(action, StartJob):
         return Preview(run, action)

@@ -25,7 +25,7 @@ from agent.core.decide import (
 from agent.core.errors import ChainUnavailable, NoSigner, RunBusy, RunFinished, StaleClaim, Unavailable, WalletError
 from agent.core.events import Decided, RunEnded
 from agent.core.model import Phase, Run, Vendor
-from agent.core.planning import Proposal
+from agent.core.planning import Proposal, Question
 from agent.core.states import RUN_ENDS
 from agent.observe import observe
 from agent.ports import Agent, Busy
@@ -102,7 +102,9 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
     )
     action = decide(turn.run, facts, turn.now)
     if isinstance(action, AskPlanner):
-        facts = replace(facts, proposal=await turn.agent.planner.propose(turn.run, vendors, turn.now))
+        standings = tuple(await turn.agent.store.standings())
+        question = Question(run=turn.run, vendors=facts.vendors, standings=standings, now=turn.now)
+        facts = replace(facts, standings=standings, proposal=await turn.agent.planner.propose(question))
         action = decide(turn.run, facts, turn.now)
     if isinstance(action, StartJob):
         wallet_of(turn.agent)

@@ -11,8 +11,9 @@ from typing import Any
 
 from agent.core import log
 from agent.core.events import Event
-from agent.core.model import Entry, Run
+from agent.core.model import Entry, Outcome, Run
 from agent.core.policy import Hold
+from agent.core.standing import outcomes_of
 from agent.ports import Agent, Claim
 
 
@@ -25,6 +26,7 @@ class Turn:
     now: datetime
     run: Run
     unsaved: list[Entry] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
 
     @classmethod
     def of(cls, agent: Agent, claim: Claim) -> "Turn":
@@ -34,6 +36,7 @@ class Turn:
         """Apply `events` to the run; they are stored with the next `save`."""
         self.run, entries = log.record(self.run, events)
         self.unsaved.extend(entries)
+        self.outcomes.extend(outcomes_of(self.run, events))
 
     def record_tick(self, document: dict[str, Any]) -> None:
         """Keep one decision for replay, with the next `save`."""
@@ -50,8 +53,15 @@ class Turn:
             StaleClaim: another tick holds the run by now; nothing was written.
         """
         refused = await self.agent.store.save(
-            self.token, self.run, tuple(self.unsaved), holds=holds, refunds=refunds, durable=durable
+            self.token,
+            self.run,
+            tuple(self.unsaved),
+            holds=holds,
+            refunds=refunds,
+            outcomes=tuple(self.outcomes),
+            durable=durable,
         )
         if refused is None:
             self.unsaved.clear()
+            self.outcomes.clear()
         return refused

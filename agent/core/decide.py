@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from agent.core.model import Job, Run, RunStatus, Vendor
+from agent.core.model import Job, Run, RunStatus, Standing, Vendor
 from agent.core.planning import Proposal, gpu_for, hours_wanted
 from agent.core.states import JOB_ENDS, OPEN_PAYMENTS
 from wire.money import HOURS_STEP
@@ -28,6 +28,7 @@ class Facts:
     overdue_s: int = 3_600
     cancel_requested_at: datetime | None = None
     vendors: tuple[Vendor, ...] = ()
+    standings: tuple[Standing, ...] = ()
     proposal: Proposal | None = None
 
 

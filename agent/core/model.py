@@ -15,6 +15,8 @@ RunStatus = Literal["pending", "running", "awaiting_approval", "completed", "fai
 Phase = Literal["planning", "executing", "waiting", "done"]
 JobState = Literal["quoted", "submitted", "running", "completed", "failed", "cancelled"]
 PaymentState = Literal["pending", "unknown", "completed", "failed", "refunded"]
+# How a payment is written on its way to the seller: x402 version 2, version 1, or a vendor's own spelling of one.
+Dialect = Literal["x402-v2", "x402-v1"]
 EntryType = Literal["agent_reasoning", "job_log", "error", "metric", "payment_event", "event", "tick"]
 
 # The lines a person reads; "event" and "tick" are kept for replay and proof.
@@ -64,6 +66,58 @@ class Vendor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one paid or refused job of a vendor ended: `succeeded`, or failed by the vendor's fault."""
+
+    vendor_id: str
+    gpu_type: str
+    succeeded: bool
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """
+    How the jobs of one vendor on one GPU type have ended, over every run.
+
+    `completed` and `failed` are counts with three decimals that fade with age (`core.standing`), as of `updated_at`.
+    """
+
+    vendor_id: str
+    gpu_type: str
+    completed: Decimal
+    failed: Decimal
+    updated_at: datetime
+    last_failed_at: datetime | None = None
+    failed_in_a_row: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """
+    One thing that happened to a run, to be told outside at least once (an outbox row).
+
+    `notice_id` is the same at every attempt; `payload` is the JSON body to send.
+    """
+
+    notice_id: str
+    run_id: str
+    kind: str
+    payload: str
+    created_at: datetime
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One file of a job, as it was fetched, hash-checked and kept."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One rented execution. `cursor` is where its log was last read, `log_lines` how many lines of it are kept."""
 
@@ -90,6 +144,9 @@ class Job:
     misses: int = 0
     missed_since: datetime | None = None
     completed_at: datetime | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    artifact_misses: int = 0
+    artifacts_closed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +163,8 @@ class Payment:
     """
     One signed cheque: the exact bytes to send, and what became of them.
 
-    `request` and `header` are the body and PAYMENT-SIGNATURE of POST /submit-job, sent again unchanged
-    until the outcome is known. `from_block` is the chain's head when it was signed.
+    `request` and `header` are the body and the payment header of POST /submit-job, sent again unchanged
+    until the outcome is known; `dialect` says which header it is. `from_block` is the chain's head when it was signed.
     """
 
     payment_id: str
@@ -126,6 +183,7 @@ class Payment:
     status: PaymentState
     created_at: datetime
     updated_at: datetime
+    dialect: Dialect = "x402-v2"
     sends: int = 0
     transaction: str | None = None
     refund: RefundClaim | None = None

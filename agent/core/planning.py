@@ -4,12 +4,13 @@ What a planner answers, before `decide` checks it against the run; and the plann
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from agent.core.model import Run, Vendor
+from agent.core.model import Run, Standing, Vendor
 from wire.money import HOURS_STEP, hours_bought
 
 # A model may propose NaN hours: `decide` refuses them, and the log that says so must stay readable.
@@ -33,6 +34,16 @@ class Proposal:
     prompt: str = ""
     raw: str = ""
     fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a planner is asked: all it may know. The same question has the same answer, but where a model is asked."""
+
+    run: Run
+    vendors: tuple[Vendor, ...]
+    standings: tuple[Standing, ...]
+    now: datetime
 
 
 def gpu_for(run: Run, vendor: Vendor) -> str | None:

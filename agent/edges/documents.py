@@ -22,10 +22,10 @@ from pydantic.alias_generators import to_camel
 
 from agent.core import ledger
 from agent.core.errors import Bug
-from agent.core.model import Entry, Job, Payment, Run, Vendor
+from agent.core.model import Entry, Job, Notice, Payment, Run, Standing, Vendor
 from wire import decimal_json
 
-ModelT = TypeVar("ModelT", Run, Job, Payment, Vendor, Entry)
+ModelT = TypeVar("ModelT", Run, Job, Payment, Vendor, Entry, Standing, Notice)
 Document = dict[str, Any]
 
 RUN_ID_BYTES_MAX = 256
@@ -36,6 +36,7 @@ _NAMES: dict[tuple[type, str], str] = {
     (Run, "run_id"): "_id",
     (Job, "job_id"): "_id",
     (Payment, "payment_id"): "_id",
+    (Notice, "notice_id"): "_id",
     (Payment, "transaction"): "x402TxId",
 }
 # Kept in collections of their own, or written by verbs of their own (`request_cancel`, `release`).
@@ -45,7 +46,7 @@ _FREE_FORM = frozenset({"params", "env", "job_params", "final_metrics", "data"})
 _DECIMAL = frozenset({"final_metrics"})
 
 
-def encode(model: Run | Job | Payment | Vendor | Entry) -> Document:
+def encode(model: Run | Job | Payment | Vendor | Entry | Standing | Notice) -> Document:
     """Return `model` as a document of text, integers, booleans, lists and documents."""
     document = _encode_fields(model)
     if isinstance(model, Run):
@@ -91,6 +92,11 @@ def encode_time(value: datetime) -> str:
 
 def decode_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def standing_key(vendor_id: str, gpu_type: str) -> str:
+    """Return the id of one vendor's standing on one GPU type; no two pairs share one."""
+    return decimal_json.dumps([vendor_id, gpu_type]).decode()
 
 
 def encode_cursor(created_at: str, run_id: str) -> str:
@@ -173,7 +179,9 @@ def _decode_fields(kind: type, document: Mapping[str, Any]) -> Document:
         if name in document:
             value = document[name]
             inner = _NESTED.get((kind, field.name))
-            if value is not None and inner is not None:
+            if isinstance(value, list) and inner is not None:
+                value = tuple(_decode_fields(inner, item) for item in value)
+            elif value is not None and inner is not None:
                 value = _decode_fields(inner, value)
             elif value is not None and field.name in _FREE_FORM:
                 # Not `decimal_json.loads`: its limits are for strangers, and what `dumps` wrote may be deeper.
@@ -201,4 +209,6 @@ def _nested(kind: type) -> dict[tuple[type, str], type]:
     return found
 
 
-_NESTED = _nested(Run) | _nested(Job) | _nested(Payment) | _nested(Vendor) | _nested(Entry)
+_NESTED: dict[tuple[type, str], type] = {}
+for _kind in (Run, Job, Payment, Vendor, Entry, Standing, Notice):
+    _NESTED |= _nested(_kind)

@@ -12,9 +12,10 @@ from typing import Any
 from pymongo import ReplaceOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
+from agent.core import standing
 from agent.core.errors import AgentError, Bug, KeyConflict, RefundTaken, StaleClaim
-from agent.core.model import Entry, Job, Payment, Run, Vendor
-from agent.edges.documents import check_books, decode_run, encode, encode_time
+from agent.core.model import Entry, Job, Notice, Outcome, Payment, Run, Standing, Vendor
+from agent.edges.documents import check_books, decode, decode_run, encode, encode_time, standing_key
 from agent.edges.store_errors import HoldRefused
 from agent.ports import Hold
 from storage.mongo import Database, Document, Session
@@ -68,6 +69,8 @@ async def save(
     entries: Sequence[Entry],
     holds: Sequence[Hold],
     refunds: Sequence[str],
+    outcomes: Sequence[Outcome],
+    notices: Sequence[Notice],
 ) -> None:
     """See `Store.save`. Raises HoldRefused where that returns the hold."""
     check_books(run, entries)
@@ -81,7 +84,23 @@ async def save(
     for refund in refunds:
         with _duplicate_means(RefundTaken(f"the refund {refund} was counted before")):
             await database.refunds.insert_one({"_id": refund, "runId": run.run_id}, session=session)
+    for outcome in outcomes:
+        await _count_outcome(database, session, outcome)
+    if notices:
+        queued = [encode(notice) | {"dueAt": encode_time(notice.created_at)} for notice in notices]
+        with _duplicate_means(Bug(f"run {run.run_id} queued a notice twice")):
+            await database.outbox.insert_many(queued, session=session)
     await _write_parts(database, session, run, entries)
+
+
+async def _count_outcome(database: Database, session: Session, outcome: Outcome) -> None:
+    key = {"_id": standing_key(outcome.vendor_id, outcome.gpu_type)}
+    found = await database.standings.find_one(key, session=session)
+    before = (
+        standing.opened(outcome.vendor_id, outcome.gpu_type, outcome.at) if found is None else decode(Standing, found)
+    )
+    # Two that count at once collide, and the later one is tried again with what the first has counted.
+    await database.standings.replace_one(key, encode(standing.counted(before, outcome)), upsert=True, session=session)
 
 
 async def open_counters(database: Database, holds: Sequence[Hold]) -> None:

@@ -14,8 +14,19 @@ from pymongo.errors import OperationFailure
 from storage.errors import TooNew
 from storage.mongo import Database
 
-VERSION = 1
-COLLECTIONS = ("runs", "jobs", "payments", "observations", "vendors", "wallets", "refunds", "schema")
+VERSION = 2
+COLLECTIONS = (
+    "runs",
+    "jobs",
+    "payments",
+    "observations",
+    "vendors",
+    "wallets",
+    "refunds",
+    "standings",
+    "outbox",
+    "schema",
+)
 
 # Absent fields are null, and a null is not in a partial index of texts.
 _TEXT = {"$type": "string"}
@@ -59,6 +70,7 @@ INDEXES = (
     Index(collection="runs", name="runs_status_created_at", keys=(("status", 1), ("createdAt", 1))),
     Index(collection="runs", name="runs_created_at", keys=(("createdAt", 1),)),
     Index(collection="runs", name="runs_start_key", keys=(("startKey", 1),), unique=True, partial={"startKey": _TEXT}),
+    Index(collection="outbox", name="outbox_due_at", keys=(("dueAt", 1),)),
 )
 
 

@@ -1,14 +1,10 @@
-"""The planner that needs no network: vendors by order, switched after a failure."""
+"""The planner that needs no network: `core.planning.first_vendor`."""
 
-from collections.abc import Sequence
-from datetime import datetime
-
-from agent.core.model import Run, Vendor
-from agent.core.planning import Proposal, first_vendor
+from agent.core.planning import Proposal, Question, first_vendor
 
 
 class StubPlanner:
     mode = "stub"
 
-    async def propose(self, run: Run, vendors: Sequence[Vendor], now: datetime) -> Proposal:
-        return first_vendor(run, vendors)
+    async def propose(self, question: Question) -> Proposal:
+        return first_vendor(question.run, question.vendors)

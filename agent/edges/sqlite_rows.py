@@ -6,17 +6,20 @@ The first statement of a save is the one that its fencing token guards; what fai
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from agent.core import standing
 from agent.core.errors import Bug, KeyConflict, RefundTaken, StaleClaim, UnknownRun
-from agent.core.model import Entry, Job, Payment, Run, Vendor
-from agent.edges.documents import check_books, decode_run, encode, encode_time
+from agent.core.model import Entry, Job, Notice, Outcome, Payment, Run, Standing, Vendor
+from agent.edges.documents import check_books, decode, decode_run, encode, encode_time, standing_key
 from agent.edges.store_errors import HoldRefused
 from agent.ports import Hold
+from storage.sqlite import NOW, NOW_PLUS_S
 from wire import decimal_json
 
 
-def text_of(model: Run | Job | Payment | Vendor | Entry) -> str:
+def text_of(model: Run | Job | Payment | Vendor | Entry | Standing | Notice) -> str:
     """Return the document of `model` as JSON text."""
     return decimal_json.dumps(encode(model)).decode()
 
@@ -71,6 +74,8 @@ def save(
     entries: Sequence[Entry],
     holds: Sequence[Hold],
     refunds: Sequence[str],
+    outcomes: Sequence[Outcome],
+    notices: Sequence[Notice],
 ) -> None:
     """See `Store.save`. Raises HoldRefused where that returns the hold."""
     check_books(run, entries)
@@ -87,7 +92,42 @@ def save(
             connection.execute("INSERT INTO refunds (id, run_id) VALUES (?, ?)", (refund, run.run_id))
         except sqlite3.IntegrityError:
             raise RefundTaken(f"the refund {refund} was counted before") from None
+    for outcome in outcomes:
+        _count_outcome(connection, outcome)
+    connection.executemany(
+        "INSERT INTO outbox (id, due_at, attempts, document) VALUES (?, ?, 0, ?)",
+        [(notice.notice_id, encode_time(notice.created_at), text_of(notice)) for notice in notices],
+    )
     _write_parts(connection, run, entries)
+
+
+def take_notices(connection: sqlite3.Connection, limit: int, lease_s: int) -> list[Notice]:
+    """See `Store.take_notices`."""
+    taken = connection.execute(
+        f"""
+        UPDATE outbox SET attempts = attempts + 1, due_at = {NOW_PLUS_S} WHERE id IN
+            (SELECT id FROM outbox WHERE due_at <= {NOW} ORDER BY due_at, id LIMIT ?)
+        RETURNING document, attempts
+        """,  # noqa: S608 - the clock's expressions
+        (lease_s, limit),
+    ).fetchall()
+    notices = [replace(decode(Notice, decimal_json.loads(text)), attempts=attempts) for text, attempts in taken]
+    return sorted(notices, key=lambda notice: (notice.created_at, notice.notice_id))
+
+
+def _count_outcome(connection: sqlite3.Connection, outcome: Outcome) -> None:
+    key = standing_key(outcome.vendor_id, outcome.gpu_type)
+    row = connection.execute("SELECT document FROM standings WHERE id = ?", (key,)).fetchone()
+    before = (
+        standing.opened(outcome.vendor_id, outcome.gpu_type, outcome.at)
+        if row is None
+        else decode(Standing, decimal_json.loads(row[0]))
+    )
+    connection.execute(
+        "INSERT INTO standings (id, document) VALUES (?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET document = excluded.document",
+        (key, text_of(standing.counted(before, outcome))),
+    )
 
 
 def _count_hold(connection: sqlite3.Connection, hold: Hold) -> None:

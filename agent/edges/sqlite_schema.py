@@ -50,6 +50,13 @@ _TABLES = (
     "CREATE TABLE refunds (id TEXT PRIMARY KEY, run_id TEXT NOT NULL) STRICT",
 )
 
+# Version 2: how vendors' jobs end, and what is still to be told outside.
+_STANDINGS_AND_OUTBOX = (
+    "CREATE TABLE standings (id TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT",
+    "CREATE TABLE outbox (id TEXT PRIMARY KEY, due_at TEXT NOT NULL, attempts INTEGER NOT NULL, document TEXT NOT NULL)"
+    " STRICT",
+)
+
 _INDEXES = (
     "CREATE UNIQUE INDEX vendors_vendor_id ON vendors (vendor_id)",
     "CREATE INDEX jobs_run_id_updated_at ON jobs (run_id, updated_at)",
@@ -60,11 +67,12 @@ _INDEXES = (
     "CREATE INDEX runs_status_created_at ON runs (status, created_at)",
     "CREATE INDEX runs_created_at ON runs (created_at)",
     "CREATE UNIQUE INDEX runs_start_key ON runs (start_key) WHERE start_key IS NOT NULL",
+    "CREATE INDEX outbox_due_at ON outbox (due_at)",
 )
 
 SCHEMA = Schema(
     room="agent",
-    steps=(_TABLES,),
+    steps=(_TABLES, _STANDINGS_AND_OUTBOX),
     indexes=_INDEXES,
-    tables=("runs", "jobs", "payments", "observations", "vendors", "wallets", "refunds"),
+    tables=("runs", "jobs", "payments", "observations", "vendors", "wallets", "refunds", "standings", "outbox"),
 )

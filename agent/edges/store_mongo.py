@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pymongo import ReturnDocument
 
 from agent.core.errors import UnknownRun
-from agent.core.model import Entry, Run, Vendor
+from agent.core.model import Entry, Notice, Outcome, Run, Standing, Vendor
 from agent.core.states import RUN_ENDS
 from agent.edges import mongo_documents as documents
 from agent.edges import mongo_schema
@@ -63,12 +63,14 @@ class MongoStore:
         *,
         holds: Sequence[Hold] = (),
         refunds: Sequence[str] = (),
+        outcomes: Sequence[Outcome] = (),
+        notices: Sequence[Notice] = (),
         durable: bool = False,
     ) -> Hold | None:
         """See `Store.save`."""
 
         async def write(database: Database, session: Session) -> None:
-            await documents.save(database, session, token, run, entries, holds, refunds)
+            await documents.save(database, session, token, run, entries, holds, refunds, outcomes, notices)
 
         if holds:
             await self._run(lambda database: documents.open_counters(database, holds))
@@ -108,13 +110,13 @@ class MongoStore:
         return Page(runs=page, cursor=more)
 
     async def read_log(
-        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None
+        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None, after: int = 0
     ) -> list[Entry]:
         """See `Store.read_log`. Of an unknown run, an empty list."""
         # To MongoDB a limit of 0 is none.
         if not is_id(run_id) or (newest is not None and newest < 1):
             return []
-        condition: dict[str, Any] = {"runId": run_id}
+        condition: dict[str, Any] = {"runId": run_id, "seq": {"$gt": after}}
         if types is not None:
             condition["type"] = {"$in": list(types)}
         found = await self._run(
@@ -170,6 +172,30 @@ class MongoStore:
         result = await self._run(lambda database: database.vendors.delete_one({"vendorId": vendor_id}))
         return result.deleted_count == 1
 
+    async def standings(self) -> list[Standing]:
+        """See `Store.standings`."""
+        found = await self._run(lambda database: database.standings.find().sort("_id", 1).to_list())
+        return [decode(Standing, document) for document in found]
+
+    async def take_notices(self, limit: int, lease_s: int) -> list[Notice]:
+        """See `Store.take_notices`."""
+        taken: list[Notice] = []
+        while len(taken) < limit:
+            document = await self._run(lambda database: _take_notice(database, lease_s))
+            if document is None:
+                break
+            taken.append(decode(Notice, document))
+        return taken
+
+    async def settle_notice(self, notice_id: str, retry_s: int | None) -> None:
+        """See `Store.settle_notice`. A notice that is not there is left so."""
+        one = {"_id": notice_id}
+        if retry_s is None:
+            await self._run(lambda database: database.outbox.delete_one(one))
+            return
+        change = [{"$set": {"dueAt": _now_plus(retry_s)}}]
+        await self._run(lambda database: database.outbox.update_one(one, change))
+
     async def migrate(self) -> int:
         """See `Store.migrate`."""
         with translated():
@@ -190,7 +216,7 @@ class MongoStore:
         lease = {
             "token": {"$add": ["$lease.token", 1]},
             "claimedAt": _NOW,
-            "until": {"$dateToString": {"date": {"$add": ["$$NOW", lease_s * 1_000]}, "format": _TEXT_FORMAT}},
+            "until": _now_plus(lease_s),
         }
         # A null, which a released lease has, is below every text.
         is_free = {"_id": run_id, "$expr": {"$lte": ["$lease.until", _NOW]}}
@@ -241,6 +267,19 @@ class MongoStore:
         if version < mongo_schema.VERSION:
             await self.migrate()
         self._ready = True
+
+
+def _now_plus(seconds: int) -> dict[str, Any]:
+    return {"$dateToString": {"date": {"$add": ["$$NOW", seconds * 1_000]}, "format": _TEXT_FORMAT}}
+
+
+async def _take_notice(database: Database, lease_s: int) -> dict[str, Any] | None:
+    return await database.outbox.find_one_and_update(
+        {"$expr": {"$lte": ["$dueAt", _NOW]}},
+        [{"$set": {"attempts": {"$add": ["$attempts", 1]}, "dueAt": _now_plus(lease_s)}}],
+        sort=[("dueAt", 1), ("_id", 1)],
+        return_document=ReturnDocument.AFTER,
+    )
 
 
 def _known(run_id: str) -> str:

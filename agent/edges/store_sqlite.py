@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.core.errors import UnknownRun
-from agent.core.model import Entry, Run, Vendor
+from agent.core.model import Entry, Notice, Outcome, Run, Standing, Vendor
 from agent.core.states import RUN_ENDS
 from agent.edges import sqlite_rows as rows
 from agent.edges.documents import decode, decode_cursor, decode_time, encode_cursor, encode_time, is_id
@@ -53,11 +53,16 @@ class SqliteStore:
         *,
         holds: Sequence[Hold] = (),
         refunds: Sequence[str] = (),
+        outcomes: Sequence[Outcome] = (),
+        notices: Sequence[Notice] = (),
         durable: bool = False,
     ) -> Hold | None:
         """See `Store.save`."""
         try:
-            await self._write(lambda connection: rows.save(connection, token, run, entries, holds, refunds), durable)
+            await self._write(
+                lambda connection: rows.save(connection, token, run, entries, holds, refunds, outcomes, notices),
+                durable,
+            )
         except HoldRefused as refusal:
             return refusal.hold
         return None
@@ -88,12 +93,12 @@ class SqliteStore:
         return await self._read(lambda connection: _list_runs(connection, status, cursor, max(limit, 1)))
 
     async def read_log(
-        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None
+        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None, after: int = 0
     ) -> list[Entry]:
         """See `Store.read_log`. Of an unknown run, an empty list."""
         if not is_id(run_id):
             return []
-        return await self._read(lambda connection: _read_log(connection, run_id, types, newest))
+        return await self._read(lambda connection: _read_log(connection, run_id, types, newest, after))
 
     async def due_runs(self, now: datetime, limit: int) -> list[str]:
         """See `Store.due_runs`."""
@@ -132,6 +137,25 @@ class SqliteStore:
         return await self._write(
             lambda connection: connection.execute("DELETE FROM vendors WHERE vendor_id = ?", (vendor_id,)).rowcount == 1
         )
+
+    async def standings(self) -> list[Standing]:
+        """See `Store.standings`."""
+        query = "SELECT document FROM standings ORDER BY id"
+        return await self._read(
+            lambda connection: [decode(Standing, decimal_json.loads(row[0])) for row in connection.execute(query)]
+        )
+
+    async def take_notices(self, limit: int, lease_s: int) -> list[Notice]:
+        """See `Store.take_notices`."""
+        return await self._write(lambda connection: rows.take_notices(connection, max(limit, 0), lease_s))
+
+    async def settle_notice(self, notice_id: str, retry_s: int | None) -> None:
+        """See `Store.settle_notice`. A notice that is not there is left so."""
+        if retry_s is None:
+            await self._write(lambda connection: connection.execute("DELETE FROM outbox WHERE id = ?", (notice_id,)))
+            return
+        change = f"UPDATE outbox SET due_at = {NOW_PLUS_S} WHERE id = ?"  # noqa: S608 - the clock's expression
+        await self._write(lambda connection: connection.execute(change, (retry_s, notice_id)))
 
     async def migrate(self) -> int:
         """See `Store.migrate`."""
@@ -214,12 +238,12 @@ def _list_runs(connection: sqlite3.Connection, status: str | None, cursor: str |
 
 
 def _read_log(
-    connection: sqlite3.Connection, run_id: str, types: Sequence[str] | None, newest: int | None
+    connection: sqlite3.Connection, run_id: str, types: Sequence[str] | None, newest: int | None, after: int
 ) -> list[Entry]:
-    condition, values = "", [run_id]
+    condition, values = "", list[str | int]((run_id, after))
     if types is not None:
         condition = f"AND type IN ({', '.join('?' * len(types))})"
         values += types
-    query = f"SELECT document FROM observations WHERE run_id = ? {condition} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - question marks
+    query = f"SELECT document FROM observations WHERE run_id = ? AND seq > ? {condition} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - question marks
     found = connection.execute(query, (*values, -1 if newest is None else max(newest, 0))).fetchall()
     return [decode(Entry, decimal_json.loads(row[0])) for row in reversed(found)]

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from agent.config import AgentSettings
 from agent.core.errors import ChainUnavailable, WalletError
+from agent.core.planning import Question
 from agent.core.policy import SpendingPolicy
 from agent.edges.chain_evm import EvmChain
 from agent.edges.planner_stub import StubPlanner
@@ -135,7 +136,8 @@ async def test_an_agent_is_joined_from_its_settings(tmp_path: Path) -> None:
 @pytest.mark.row(9)
 async def test_the_stub_planner_needs_no_network_and_takes_the_first_vendor() -> None:
     planner = StubPlanner()
-    proposal = await planner.propose(a_run(), [a_vendor(2), a_vendor(1)], at(0))
+    question = Question(run=a_run(), vendors=(a_vendor(2), a_vendor(1)), standings=(), now=at(0))
+    proposal = await planner.propose(question)
     assert (planner.mode, proposal.mode, proposal.vendor_id) == ("stub", "stub", "gpu_vendor_2")
 
 
