@@ -7,19 +7,19 @@ SHELL := bash
 # The first Python here that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-NPM_FOLDERS := ./ tests/foreign/
+NPM_FOLDERS := ./ tests/foreign/ tests/foreign_legacy/
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Build environments obey the same exact versions as the rest.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: help setup demo test test-fast artifacts contracts check docs mutants bench coverage clean
+.PHONY: help setup demo test test-fast doc-check artifacts contracts check docs mutants bench coverage lambda vercel-build clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: .venv/.installed $(patsubst %package.json,%node_modules/.installed,$(wildcard package.json tests/foreign/package.json))  ## make .venv and node_modules
+setup: .venv/.installed $(patsubst %package.json,%node_modules/.installed,$(wildcard package.json tests/foreign*/package.json))  ## make .venv and node_modules
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Livery needs Python 3.11 or newer: install it and run make again" >&2; exit 1; }
@@ -46,10 +46,13 @@ test: setup  ## every test; prints the ten slowest
 	$(BIN)/python -m pytest
 
 # What decides, and what holds the house; the rest of what is not slow is `pytest -m "not slow"`, two minutes.
-FAST := tests/wire tests/agent/core tests/cashier tests/outbound tests/storage tests/house
+FAST := tests/wire tests/reputation tests/agent/core tests/cashier tests/outbound tests/storage tests/house
 
 test-fast: setup  ## the inner loop, under 60 s
 	$(BIN)/python -m pytest -m "not slow" $(FAST)
+
+doc-check: setup  ## run what the README tells to type
+	$(BIN)/python -m pytest tests/house/test_readme.py
 
 artifacts: setup  ## compile the test token into chain/artifacts
 	$(BIN)/python -m chain.compile
@@ -78,7 +81,37 @@ mutants: setup  ## 100 random mutants of wire, agent/core and cashier (SEED=n CO
 bench: setup  ## time, memory, packages and megabytes of the base install
 	$(BIN)/python -m bench.import_time
 
+# $(1) is a folder that becomes a copy of the checkout: what is installed from it writes beside the sources.
+copy-to = rm -rf $(1) && mkdir -p $(1) && git ls-files -z --cached --others --exclude-standard | \
+	grep -zvxFf <(git ls-files --deleted) | xargs -0 cp --parents -t $(1)
+
+# Wheels of the machine that template.yaml asks for, whatever machine this is.
+LAMBDA := --python-version 3.13 --implementation cp --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64
+
+lambda: setup  ## build/lambda and its zip, for `sam deploy`
+	rm -rf build/lambda build/lambda.zip
+	$(call copy-to,build/source)
+	$(BIN)/pip install --quiet --no-compile --target build/lambda $(LAMBDA) --only-binary :all: ./build/source
+	rm -rf build/source build/lambda/bin
+	cd build/lambda && ../../$(BIN)/python -m zipfile -c ../lambda.zip *
+	@du -sh build/lambda build/lambda.zip
+
+# A dependency that `vercel` pins is not published; the next one of its kind is.
+VERCEL := {"dependencies": {"vercel": "64.0.2"}, "overrides": {"sandbox": "4.5.0"}}
+VERCEL_PROJECT := {"projectId": "prj_x", "orgId": "team_x", "settings": {"framework": null}}
+
+vercel-build:  ## what Vercel would publish, by its own builder (needs Python 3.12+, uv and Node)
+	@for tool in uv npm; do command -v $$tool >/dev/null || { echo "vercel-build needs $$tool on the PATH" >&2; exit 1; }; done
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+		{ echo "vercel-build needs Python 3.12 or newer as python3" >&2; exit 1; }
+	@mkdir -p build/vercel-cli && echo '$(VERCEL)' > build/vercel-cli/package.json
+	cd build/vercel-cli && npm install --silent --ignore-scripts --no-audit --no-fund
+	$(call copy-to,build/vercel)
+	@mkdir -p build/vercel/.vercel && echo '$(VERCEL_PROJECT)' > build/vercel/.vercel/project.json
+	cd build/vercel && CI=1 VERCEL_TELEMETRY_DISABLED=1 ../vercel-cli/node_modules/.bin/vercel build --yes
+	test "$$(cd build/vercel/.vercel/output/functions && find . -name '*.func')" = ./fastapi.func
+
 clean:  ## remove what make made
-	rm -rf .venv node_modules tests/foreign/node_modules build dist *.egg-info .mutants .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv node_modules tests/foreign*/node_modules build dist *.egg-info .mutants .mypy_cache .pytest_cache .ruff_cache \
 		.hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

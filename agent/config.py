@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from outbound.webhooks import are_keys
 from wire.money import ASSETS, to_atomic
 
 DATA_DIR = Path("~/.livery")
@@ -41,12 +42,12 @@ class AgentSettings(BaseSettings):
     )
     private_key: SecretStr | None = Field(
         None,
-        description="The wallet's raw key, hex. Prefer a keystore.",
+        description="The wallet's raw key, hex; it wins over a CDP wallet and a keystore. Prefer one of those.",
         **_env("LIVERY_AGENT_PRIVATE_KEY", "X402_PRIVATE_KEY"),
     )
     keystore_path: Path = Field(
         DATA_DIR / "wallet.json",
-        description="The wallet's encrypted keystore file; used where no raw key is set.",
+        description="The wallet's encrypted keystore file; used where neither a raw key nor a CDP wallet is set.",
         **_env("LIVERY_AGENT_KEYSTORE_PATH"),
     )
     keystore_password: SecretStr | None = Field(
@@ -56,6 +57,27 @@ class AgentSettings(BaseSettings):
         DATA_DIR / "wallet.password",
         description="A file that holds the keystore's password; used where none is set.",
         **_env("LIVERY_AGENT_KEYSTORE_PASSWORD_PATH"),
+    )
+    cdp_api_key_id: SecretStr | None = Field(
+        None,
+        description="Coinbase CDP's key id. With its two secrets a CDP server wallet pays, unless a raw key is set.",
+        **_env("LIVERY_AGENT_CDP_API_KEY_ID", "CDP_API_KEY_ID", "CDP_KEY"),
+    )
+    cdp_api_key_secret: SecretStr | None = Field(
+        None,
+        description="The secret of that key.",
+        **_env("LIVERY_AGENT_CDP_API_KEY_SECRET", "CDP_API_KEY_SECRET", "CDP_SECRET"),
+    )
+    cdp_wallet_secret: SecretStr | None = Field(
+        None,
+        description="CDP's wallet secret; it authorises signatures and is no key of the chain.",
+        **_env("LIVERY_AGENT_CDP_WALLET_SECRET", "CDP_WALLET_SECRET"),
+    )
+    wallet_id: str | None = Field(
+        None,
+        max_length=64,
+        description="The name or address of the CDP account that pays.",
+        **_env("LIVERY_AGENT_WALLET_ID", "X402_WALLET_ID"),
     )
     mainnet_confirmed_path: Path = Field(
         DATA_DIR / "mainnet-confirmed",
@@ -77,10 +99,35 @@ class AgentSettings(BaseSettings):
         description="One bearer secret for every vendor, or vendor=secret,vendor=secret.",
         **_env("LIVERY_AGENT_VENDOR_SECRETS", "GPU_VENDOR_SECRET"),
     )
-    planner_mode: Literal["stub"] = Field(
-        "stub",
-        description="Who chooses the vendor. stub: the first registered one that has not failed in the run.",
+    planner_mode: Literal["stub", "bandit", "llm", "ab"] | None = Field(
+        None,
+        description="Who chooses the vendor. stub: the first registered one that has not failed in the run; bandit: "
+        "the one where a finished job costs least, learned from outcomes; llm: a model among the bandit's best; "
+        "ab: two of them answer, one acts. Unset: llm where a key of one is set, else bandit.",
         **_env("LIVERY_AGENT_PLANNER_MODE", "PLANNER_MODE"),
+    )
+    llm_api_key: SecretStr | None = Field(
+        None,
+        description="The key of the language model's endpoint.",
+        **_env("LIVERY_AGENT_LLM_API_KEY", "FIREWORKS_API_KEY"),
+    )
+    llm_base_url: str = Field(
+        "https://api.fireworks.ai/inference/v1",
+        pattern=r"^https?://[^\s@]+$",
+        description="An OpenAI-compatible endpoint: the address before /chat/completions.",
+        **_env("LIVERY_AGENT_LLM_BASE_URL"),
+    )
+    llm_model: str = Field(
+        "accounts/fireworks/models/llama-v3-8b-instruct",
+        description="The model asked there.",
+        **_env("LIVERY_AGENT_LLM_MODEL", "FIREWORKS_MODEL"),
+    )
+    llm_timeout_s: float = Field(
+        10,
+        gt=0,
+        le=60,
+        description="Seconds in which the model must have answered; after them the bandit decides.",
+        **_env("LIVERY_AGENT_LLM_TIMEOUT_S"),
     )
     payment_max: Decimal = Field(
         Decimal(10), gt=0, description="USDC that one payment may cost.", **_env("LIVERY_AGENT_PAYMENT_MAX")
@@ -113,6 +160,58 @@ class AgentSettings(BaseSettings):
     attempts_max: int = Field(
         10, ge=1, le=1_000, description="Failed jobs after which a run gives up.", **_env("LIVERY_AGENT_ATTEMPTS_MAX")
     )
+
+    artifact_url: SecretStr = Field(
+        SecretStr(str(DATA_DIR / "artifacts")),
+        description="Where the files of ended jobs are kept: a folder, or mongodb://… for GridFS.",
+        **_env("LIVERY_AGENT_ARTIFACT_URL", "ARTIFACT_URL"),
+    )
+    artifact_bytes_max: int = Field(
+        1024**3,
+        ge=0,
+        le=2**40,
+        description="Bytes that one file of a job may have; larger ones are not fetched.",
+        **_env("LIVERY_AGENT_ARTIFACT_BYTES_MAX"),
+    )
+
+    webhook_url: str | None = Field(
+        None,
+        description="Where what happens to runs is posted, signed (Standard Webhooks). Needs the secret below.",
+        **_env("LIVERY_AGENT_WEBHOOK_URL"),
+    )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        validate_default=True,
+        description="Signs what is posted: whsec_ and base64 of 24 to 64 bytes; two of them, with a comma, to rotate.",
+        **_env("LIVERY_AGENT_WEBHOOK_SECRET"),
+    )
+    callback_url: str | None = Field(
+        None,
+        description="This control plane as vendors reach it, https://host: they then call when a job has ended.",
+        **_env("LIVERY_AGENT_CALLBACK_URL"),
+    )
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signs_webhooks(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
+        if info.data.get("webhook_url") is not None and not are_keys(secret.get_secret_value()):
+            raise ValueError("LIVERY_AGENT_WEBHOOK_SECRET is whsec_ and base64 of 24 to 64 bytes, or two, with a comma")
+        return secret
+
+    @field_validator("webhook_url", "callback_url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("https://", "http://")):
+            raise ValueError("an address begins with https:// (http:// on this machine)")
+        return None if url is None else url.rstrip("/")
+
+    @field_validator("artifact_url")
+    @classmethod
+    def _names_a_place(cls, url: SecretStr) -> SecretStr:
+        text = url.get_secret_value()
+        if "://" in text and not text.startswith(("file:///", *STORES[1:])):
+            raise ValueError(f"ARTIFACT_URL is a path, file:///path or {STORES[1]}…, not {text.partition(':')[0]}://")
+        return url
 
     @field_validator("database_url")
     @classmethod

@@ -2,17 +2,17 @@
 What the agent needs of the world. Edges implement these; tests run one contract suite per port.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from agent.core.model import Entry, Notice, Outcome, Run, Standing, Vendor
+from agent.core.dialects import Challenge
+from agent.core.model import Dialect, Entry, Notice, Outcome, Run, Standing, Vendor
 from agent.core.planning import Proposal, Question
 from agent.core.policy import Hold as Hold
 from agent.core.policy import SpendingPolicy
 from wire.vendor import ArtifactsReply, JobFound, JobStatus, OffersReply, Quote, QuoteRequest, SubmitReply
-from wire.x402 import PaymentRequired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +98,15 @@ class Store(Protocol):
         """Return runs, newest first; an unreadable cursor begins at the newest."""
 
     async def read_log(
-        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None, after: int = 0
+        self,
+        run_id: str,
+        *,
+        types: Sequence[str] | None = None,
+        newest: int | None = None,
+        oldest: int | None = None,
+        after: int = 0,
     ) -> list[Entry]:
-        """Return the run's entries oldest first; only `types`; only the `newest` n; only those with seq > `after`."""
+        """Return entries oldest first: of `types`, with seq > `after`; of these the `newest` n or the `oldest` n."""
 
     async def due_runs(self, now: datetime, limit: int) -> list[str]:
         """Return ids of runs whose next_tick_at has come, the longest due first."""
@@ -172,14 +178,40 @@ class VendorGateway(Protocol):
 
     async def offers(self, vendor: Vendor) -> OffersReply: ...
     async def quote(self, vendor: Vendor, request: QuoteRequest) -> Quote: ...
-    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> PaymentRequired: ...
+    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> Challenge: ...
     async def submit(
-        self, vendor: Vendor, request: str, payment_id: str, header: str
+        self, vendor: Vendor, request: str, payment_id: str, header: str, dialect: Dialect
     ) -> Submitted | Unsettled | Declined: ...
     async def find(self, vendor: Vendor, payment_id: str) -> JobFound | None: ...
     async def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus: ...
     async def cancel(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus: ...
     async def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply: ...
+    def download(self, vendor: Vendor, url: str, *, timeout_s: float, bytes_max: int) -> AsyncGenerator[bytes, None]:
+        """
+        Yield a listed file, chunk by chunk, in at most `timeout_s`; close it (`aclosing`) where it is not read whole.
+
+        Raises:
+            ForeignAddress: `url` is not the vendor's own address; nothing was sent.
+        """
+
+
+class ArtifactStore(Protocol):
+    """
+    The files that jobs left, by run, job and name. Every method may raise ArtifactsUnavailable.
+
+    Any name is kept that `wire.file_name` can escape; another raises its NotAFileName.
+    """
+
+    async def put(self, run_id: str, job_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
+        """Keep `chunks` in the place of what was there, whole; what they raise is raised, and nothing has changed."""
+
+    async def size(self, run_id: str, job_id: str, name: str) -> int | None:
+        """Return how many bytes are kept, None where there is no such file."""
+
+    def open(self, run_id: str, job_id: str, name: str) -> AsyncGenerator[bytes, None]:
+        """Yield a file, chunk by chunk; close it (`aclosing`) where it is not read whole. Raises UnknownArtifact."""
+
+    async def close(self) -> None: ...
 
 
 class Wallet(Protocol):
@@ -225,10 +257,30 @@ class Chain(Protocol):
     async def balance(self, address: str) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of one attempt to tell a notice; after a final one there is no other."""
+
+    is_accepted: bool
+    is_final: bool
+    detail: str = ""
+
+
+class Webhooks(Protocol):
+    async def send(self, notice: Notice) -> Delivery:
+        """Tell the owner's program, signed, once. Never raises: what goes wrong was not accepted."""
+
+
+class Callbacks(Protocol):
+    def is_signed(self, vendor_id: str, headers: Mapping[str, str], body: bytes) -> bool:
+        """Return whether the vendor signed `body` in the last five minutes; header names are in lower case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Durations in seconds. A job is lost after `misses_max` polls in a row failed over `missed_s_max`; it is cancelled
-    `overdue_s` after the hours that were paid for, and given up `missed_s_max` after that if the vendor goes on."""
+    `overdue_s` after the hours that were paid for, and given up `missed_s_max` after that if the vendor goes on.
+    One tick fetches artifacts for `artifacts_s`, none above `artifact_bytes_max`."""
 
     lease_s: int = 60
     poll_interval_s: int = 5
@@ -239,16 +291,26 @@ class Limits:
     refund_wait_s: int = 60
     refund_days_max: int = 7
     overdue_s: int = 3_600
+    artifacts_s: int = 30
+    artifact_bytes_max: int = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """What a use case is given. `wallet` is None where no key is configured: the agent then reads, never pays."""
+    """
+    What a use case is given. `wallet` is None where no key is configured: the agent then reads, never pays.
+
+    `callback_base_url` is the address that vendors reach this control plane at, None where they cannot.
+    """
 
     store: Store
+    artifacts: ArtifactStore
     vendors: VendorGateway
     chain: Chain
     planner: Planner
     policy: SpendingPolicy
     wallet: Wallet | None
     limits: Limits = Limits()
+    webhooks: Webhooks | None = None
+    callbacks: Callbacks | None = None
+    callback_base_url: str | None = None

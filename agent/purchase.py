@@ -4,12 +4,14 @@ Buying a job: quote, challenge, reserve, sign, send. Every effect is saved befor
 A crash anywhere leaves a job `quoted` or a payment `pending`, which `recover` takes up again.
 """
 
+from collections.abc import Mapping
 from decimal import Decimal
 
 from agent.core.apply import find_job, find_payment
 from agent.core.cheque import authorization_for, payment_header, payment_id, payment_nonce
 from agent.core.decide import StartJob
-from agent.core.errors import NoSigner, VendorError, VendorRefused, VendorUnreachable
+from agent.core.dialects import Challenge
+from agent.core.errors import NoSigner, VendorError, VendorRefused, VendorUnpayable, VendorUnreachable
 from agent.core.events import (
     AttemptFailed,
     JobEnded,
@@ -24,11 +26,12 @@ from agent.core.policy import Refusal, check_caps, check_hourly, check_quote, ch
 from agent.ports import Agent, Submitted, Wallet
 from agent.settle import settle
 from agent.turn import Turn
+from wire.control import callback_url
 from wire.decimal_json import plain
 from wire.eip712 import typed_data
 from wire.money import MoneyError, to_atomic_up
 from wire.vendor import Quote, QuoteRequest, SubmitRequest
-from wire.x402 import PaymentRequired, PaymentRequirements
+from wire.x402 import PaymentRequirements
 
 STARTED = "Job started"
 PENDING = "Payment pending"
@@ -89,18 +92,24 @@ async def pay(turn: Turn, vendor: Vendor, job: Job) -> str:
     wallet_of(agent)
     number = len(turn.run.payments) + 1
     identifier = payment_id(turn.run.run_id, number)
-    request = SubmitRequest(vendor_job_template_id=job.template_id, job_params=job.job_params).to_json().decode()
+    base_url = agent.callback_base_url
+    submit = SubmitRequest(
+        vendor_job_template_id=job.template_id,
+        job_params=job.job_params,
+        callback_url=None if base_url is None else callback_url(base_url, turn.run.run_id),
+    )
+    request = submit.to_json().decode()
     try:
-        required = await agent.vendors.challenge(vendor, request, identifier)
+        challenge = await agent.vendors.challenge(vendor, request, identifier)
     except VendorError as error:
         return await _give_up(turn, job, _refusal_for(error))
-    chosen = choose_requirements(agent.policy, vendor, job.expected_cost_atomic, required)
+    chosen = choose_requirements(agent.policy, vendor, job.expected_cost_atomic, challenge.required)
     if isinstance(chosen, Refusal):
-        return await _give_up(turn, job, chosen)
+        return await _give_up(turn, job, Refusal(chosen.code, f"{challenge.dialect}: {chosen.detail}"))
     amount_atomic = int(chosen.amount)
     if refusal := check_hourly(turn.run, job, amount_atomic) or check_caps(agent.policy, turn.run, amount_atomic):
         return await _give_up(turn, job, refusal)
-    payment = await _signed(turn, job, required, chosen, request, number)
+    payment = await _signed(turn, job, challenge, chosen, request, number)
 
     before = turn.run
     turn.record(PaymentReserved(at=turn.now, payment=payment))
@@ -119,7 +128,9 @@ async def send(turn: Turn, vendor: Vendor, payment: Payment) -> str:
 
     A no is not believed and a yes is not either: the chain decides (`settle`).
     """
-    answer = await turn.agent.vendors.submit(vendor, payment.request, payment.payment_id, payment.header)
+    answer = await turn.agent.vendors.submit(
+        vendor, payment.request, payment.payment_id, payment.header, payment.dialect
+    )
     if isinstance(answer, Submitted):
         submitted = JobSubmitted(at=turn.now, job_id=payment.job_id, vendor_job_id=answer.reply.vendor_job_id)
         turn.record(submitted)
@@ -137,7 +148,7 @@ async def send(turn: Turn, vendor: Vendor, payment: Payment) -> str:
 async def _signed(
     turn: Turn,
     job: Job,
-    required: PaymentRequired,
+    challenge: Challenge,
     chosen: PaymentRequirements,
     request: str,
     number: int,
@@ -162,7 +173,8 @@ async def _signed(
         valid_before_s=int(authorization.valid_before),
         from_block=head,
         request=request,
-        header=payment_header(required, chosen, authorization, signature, identifier),
+        header=payment_header(challenge, chosen, authorization, signature, identifier),
+        dialect=challenge.dialect,
         status="pending",
         created_at=turn.now,
         updated_at=turn.now,
@@ -179,9 +191,16 @@ async def _give_up(turn: Turn, job: Job, refusal: Refusal) -> str:
 
 
 def _refusal_for(error: VendorError) -> Refusal:
-    if isinstance(error, VendorUnreachable):
-        return Refusal("vendor_unreachable", str(error))
-    return Refusal("vendor_refused" if isinstance(error, VendorRefused) else "bad_challenge", str(error))
+    return Refusal(next(code for kind, code in _CODES.items() if isinstance(error, kind)), str(error))
+
+
+# The narrower before the wider.
+_CODES: Mapping[type[VendorError], str] = {
+    VendorUnreachable: "vendor_unreachable",
+    VendorRefused: "vendor_refused",
+    VendorUnpayable: "unsupported_scheme",
+    VendorError: "bad_challenge",
+}
 
 
 def job_params(run: Run) -> dict[str, object]:

@@ -1,6 +1,7 @@
-"""Reading: one run with its newest observations, many runs, and a run's whole log replayed."""
+"""Reading: one run with its newest observations, a kept file, many runs, and a run's whole log replayed."""
 
-from agent.core.model import OBSERVATION_TYPES, Run
+from agent.core.errors import UnknownArtifact
+from agent.core.model import OBSERVATION_TYPES, Artifact, Run
 from agent.core.replay import Replayed, replay
 from agent.core.views import status_reply
 from agent.ports import Agent, Page
@@ -15,6 +16,18 @@ async def status(agent: Agent, run_id: str) -> StatusReply:
     run = await agent.store.read_run(run_id)
     newest = await agent.store.read_log(run_id, types=OBSERVATION_TYPES, newest=OBSERVATIONS_MAX)
     return status_reply(run, newest)
+
+
+async def artifact(agent: Agent, run_id: str, job_id: str, name: str) -> Artifact:
+    """Return the kept file of this name, whole where it is kept. Raises UnknownRun, UnknownArtifact."""
+    run = await agent.store.read_run(run_id)
+    jobs = (job for job in run.jobs if job.job_id == job_id)
+    found = next((artifact for job in jobs for artifact in job.artifacts if artifact.name == name), None)
+    if found is None:
+        raise UnknownArtifact("this job keeps no file of this name")
+    if await agent.artifacts.size(run_id, job_id, name) != found.bytes:
+        raise UnknownArtifact("it was kept, and is no longer where it was put")
+    return found
 
 
 async def runs(agent: Agent, state: str | None = None, cursor: str | None = None) -> Page:

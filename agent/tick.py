@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from agent.artifacts import keep_artifacts
 from agent.core.decide import (
     Action,
     AskPlanner,
@@ -97,6 +98,7 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
         attempts_max=limits.attempts_max,
         refund_wait_s=limits.refund_wait_s,
         overdue_s=limits.overdue_s,
+        keeps_artifacts=True,
         cancel_requested_at=turn.run.cancel_requested_at,
         vendors=tuple(vendors),
     )
@@ -117,20 +119,20 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
 
 async def _catch_up(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
     """
-    Recover, observe, count refunds; return the last message of it.
+    Recover, observe, keep artifacts, count refunds; return the last message of it.
 
     A key or a chain that is away must not keep running jobs from being watched: what it raised waits its turn.
     """
     messages: list[str | None] = []
     held: list[Unavailable] = []
-    for step in (recover, observe, _refunds):
+    for step in (recover, observe, keep_artifacts, _refunds):
         try:
             messages.append(await step(turn, vendors))
         except (ChainUnavailable, NoSigner, WalletError) as error:
             held.append(error)
     if held:
         raise held[0]
-    recovered, observed, refunded = messages
+    recovered, observed, _, refunded = messages
     return observed or recovered or refunded
 
 
@@ -182,6 +184,7 @@ def _decided(turn: Turn, proposal: Proposal | None, action: Action) -> Decided:
         prompt=proposal.prompt,
         raw=proposal.raw,
         fallback=proposal.fallback,
+        other=proposal.other,
     )
 
 

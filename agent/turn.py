@@ -11,7 +11,8 @@ from typing import Any
 
 from agent.core import log
 from agent.core.events import Event
-from agent.core.model import Entry, Outcome, Run
+from agent.core.model import Entry, Notice, Outcome, Run
+from agent.core.notices import notices_of
 from agent.core.policy import Hold
 from agent.core.standing import outcomes_of
 from agent.ports import Agent, Claim
@@ -27,6 +28,7 @@ class Turn:
     run: Run
     unsaved: list[Entry] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
 
     @classmethod
     def of(cls, agent: Agent, claim: Claim) -> "Turn":
@@ -37,6 +39,8 @@ class Turn:
         self.run, entries = log.record(self.run, events)
         self.unsaved.extend(entries)
         self.outcomes.extend(outcomes_of(self.run, events))
+        if self.agent.webhooks is not None:
+            self.notices.extend(notices_of(self.run, zip(events, entries, strict=True)))
 
     def record_tick(self, document: dict[str, Any]) -> None:
         """Keep one decision for replay, with the next `save`."""
@@ -59,9 +63,11 @@ class Turn:
             holds=holds,
             refunds=refunds,
             outcomes=tuple(self.outcomes),
+            notices=tuple(self.notices),
             durable=durable,
         )
         if refused is None:
             self.unsaved.clear()
             self.outcomes.clear()
+            self.notices.clear()
         return refused

@@ -1,10 +1,14 @@
-"""The registry of vendors: who may be paid, where, and what they offer now."""
+"""The registry of vendors: who may be paid, where, what they offer now, and how their jobs have ended."""
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal
 
+from agent.core.bandit import INTERVAL, record_of
 from agent.core.errors import VendorError, VendorGarbled
-from agent.core.model import Vendor
+from agent.core.model import Standing, Vendor
+from agent.core.scoring import beliefs
+from agent.core.standing import faded, rests_until
 from agent.ports import Agent
 from wire.money import Asset, MoneyError, to_atomic_up
 from wire.vendor import Offer, OffersReply
@@ -19,6 +23,53 @@ class Offered:
     vendor: Vendor
     offers: tuple[Offer, ...]
     problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """
+    How surely a vendor finishes a job on `gpu_type`: the mean of what is known, and the bounds of 90 % of it.
+
+    `completed` and `failed` are its jobs there, faded with age; before `rests_until` it is not tried again.
+    """
+
+    gpu_type: str
+    mean: float
+    low: float
+    high: float
+    completed: Decimal
+    failed: Decimal
+    rests_until: datetime | None
+
+
+async def reliabilities(agent: Agent) -> list[tuple[Vendor, tuple[Reliability, ...]]]:
+    """Return every registered vendor with its reliability on each of its GPU types, as the bandit believes it now."""
+    now = await agent.store.now()
+    vendors = await agent.store.list_vendors()
+    standings = [faded(one, now) for one in await agent.store.standings()]
+    arms = [(vendor, gpu_type) for vendor in vendors for gpu_type in vendor.supported_gpu_types]
+    known = beliefs([record_of(vendor, gpu_type, standings) for vendor, gpu_type in arms])
+    found: dict[str, list[Reliability]] = {vendor.vendor_id: [] for vendor in vendors}
+    for (vendor, gpu_type), belief in zip(arms, known, strict=True):
+        low, high = belief.interval(INTERVAL)
+        here = next((one for one in standings if (one.vendor_id, one.gpu_type) == (vendor.vendor_id, gpu_type)), None)
+        found[vendor.vendor_id].append(
+            Reliability(
+                gpu_type=gpu_type,
+                mean=belief.mean,
+                low=low,
+                high=high,
+                completed=here.completed if here else Decimal(0),
+                failed=here.failed if here else Decimal(0),
+                rests_until=_rest(here, now),
+            )
+        )
+    return [(vendor, tuple(found[vendor.vendor_id])) for vendor in vendors]
+
+
+def _rest(here: Standing | None, now: datetime) -> datetime | None:
+    until = None if here is None else rests_until(here.failed_in_a_row, here.last_failed_at)
+    return until if until is not None and until > now else None
 
 
 async def offers(agent: Agent) -> list[Offered]:

@@ -3,9 +3,10 @@ Makes the control plane an ASGI application. Its settings are read when it is ma
 then; nothing is connected before the first request.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import cache, partial
 
 from fastapi import FastAPI
@@ -13,8 +14,11 @@ from fastapi import FastAPI
 from agent.config import AgentSettings
 from agent.core.errors import AgentError, RunBusy
 from agent.ports import Agent
+from agent.sweep import drive
 from agent.wiring import open_agent
-from api.routes import router
+from api import files, live, routes
+from api.config import ApiSettings
+from api.gate import Gate, Keys
 from inbound.web import create_door
 from livery import __version__
 from wire.money import MoneyError
@@ -22,24 +26,38 @@ from wire.problems import ProblemDocument, problem_document
 
 logger = logging.getLogger("livery.api")
 
+# Every one stands with the prefix /api, and without it.
+ROUTERS = (routes.router, files.router, live.router)
 
-def create_app(make_agent: Callable[[], Agent] | None = None, *, hosts: Collection[str] = ()) -> FastAPI:
+
+def create_app(
+    make_agent: Callable[[], Agent] | None = None,
+    *,
+    hosts: Collection[str] = (),
+    settings: ApiSettings | None = None,
+) -> FastAPI:
     """
     Return the control plane; each route also stands without the `/api` prefix.
 
     Args:
         make_agent: called once, at the first request; None makes the environment's agent.
-        hosts: names besides loopback's that requests may call this server by.
+        hosts: names besides loopback's that requests may call this server by, where no secret is asked for.
+        settings: None reads the environment's.
 
     Raises:
         pydantic.ValidationError: the environment's settings cannot work.
     """
+    settings = settings or ApiSettings()
+    keys = Keys(secret=settings.secret, cron_secret=settings.cron_secret, on_host=settings.on_host)
     agent = cache(make_agent or partial(open_agent, AgentSettings()))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        driven = settings.tick and not settings.on_host
+        async with _driven(agent(), settings.drain_s) if driven else nullcontext():
+            yield
         if agent.cache_info().currsize:
+            await agent().artifacts.close()
             await agent().store.close()
         logger.info("stopped")
 
@@ -49,13 +67,33 @@ def create_app(make_agent: Callable[[], Agent] | None = None, *, hosts: Collecti
         description="Rents GPUs on your behalf: a goal and a budget become a paid, finished job.",
         errors=(AgentError, MoneyError),
         translate=_problem,
-        hosts=hosts,
+        # Who sends the secret is no web page of a stranger, whatever name the server is called by.
+        hosts=None if settings.secret or settings.on_host else hosts,
+        statuses=(401, 403),
         lifespan=lifespan,
     )
+    app.add_middleware(Gate, keys=keys)
     app.state.agent = agent
-    app.include_router(router, prefix="/api")
-    app.include_router(router, include_in_schema=False)
+    app.state.settings = settings
+    for router in ROUTERS:
+        app.include_router(router, prefix="/api")
+        app.include_router(router, include_in_schema=False)
     return app
+
+
+@asynccontextmanager
+async def _driven(agent: Agent, drain_s: float) -> AsyncIterator[None]:
+    """Drive due runs meanwhile. At the end the ticks that were begun have `drain_s` to finish."""
+    stop = asyncio.Event()
+    driver = asyncio.create_task(drive(agent, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        _, late = await asyncio.wait({driver}, timeout=drain_s)
+        if late:
+            driver.cancel()
+            await asyncio.wait(late)
 
 
 def _problem(error: Exception) -> ProblemDocument:

@@ -3,14 +3,18 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
+from starlette.background import BackgroundTask
 
 from agent.cancel import cancel
 from agent.core.states import RUN_MOVES
 from agent.core.views import action_document, run_document
+from agent.notify import notify
 from agent.ports import Agent
 from agent.start import start
 from agent.status import runs, status
+from agent.sweep import RUNS_PER_SWEEP_MAX, sweep
 from agent.tick import tick
+from api.config import ApiSettings
 from inbound.web import ExactRoute, JsonReply
 from livery import __version__
 from wire.control import (
@@ -20,6 +24,8 @@ from wire.control import (
     RunsReply,
     StartRequest,
     StatusReply,
+    SweepReply,
+    SweptDocument,
     TickReply,
     TickRequest,
 )
@@ -36,6 +42,7 @@ def _agent(request: Request) -> Agent:
 
 
 TheAgent = Annotated[Agent, Depends(_agent)]
+Limit = Annotated[int, Query(ge=1, le=RUNS_PER_SWEEP_MAX)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
 
@@ -51,9 +58,8 @@ async def agent_tick(
 ) -> JsonReply:
     """Advance a run by one step. The run is named in the body or in the query."""
     ticked = await tick(agent, _named(body, run_id))
-    return JsonReply(
-        TickReply(message=ticked.message, action=action_document(ticked.action), next_tick_at=ticked.next_tick_at)
-    )
+    reply = TickReply(message=ticked.message, action=action_document(ticked.action), next_tick_at=ticked.next_tick_at)
+    return JsonReply(reply, background=BackgroundTask(notify, agent))
 
 
 @router.get("/agent-status", response_model=StatusReply)
@@ -79,6 +85,18 @@ async def agent_cancel(agent: TheAgent, body: RunIdRequest) -> JsonReply:
     return JsonReply(run_document(await cancel(agent, body.run_id)))
 
 
+@router.get("/agent-sweep", response_model=SweepReply)
+async def agent_sweep_by_cron(request: Request, agent: TheAgent, limit: Limit = RUNS_PER_SWEEP_MAX) -> JsonReply:
+    """Tick the runs that are due, for crons that send GET. Asks for a secret always: it changes runs."""
+    return await _swept(request, agent, limit)
+
+
+@router.post("/agent-sweep", response_model=SweepReply)
+async def agent_sweep(request: Request, agent: TheAgent, limit: Limit = RUNS_PER_SWEEP_MAX) -> JsonReply:
+    """Tick the runs that are due, the longest due first; `more` says whether some were left."""
+    return await _swept(request, agent, limit)
+
+
 @router.get("/health", response_model=HealthReply)
 async def health(agent: TheAgent) -> JsonReply:
     """Say whether the store answers, whether there is a key to pay with, and who plans."""
@@ -91,6 +109,20 @@ async def health(agent: TheAgent) -> JsonReply:
             planner=agent.planner.mode,
         )
     )
+
+
+async def _swept(request: Request, agent: Agent, limit: int) -> JsonReply:
+    done = await sweep(agent, limit=limit, seconds_left=seconds_left(request))
+    swept = tuple(SweptDocument(run_id=one.run_id, message=one.message) for one in done.swept)
+    return JsonReply(SweepReply(swept=swept, more=done.more), headers={"cache-control": "no-store"})
+
+
+def seconds_left(request: Request) -> float | None:
+    """Return how long the host lets this request go on, None where it may take its time."""
+    if (context := request.scope.get("aws.context")) is not None:
+        return float(context.get_remaining_time_in_millis()) / 1_000
+    settings: ApiSettings = request.app.state.settings
+    return settings.vercel_request_s if settings.vercel else None
 
 
 def _named(body: TickRequest | None, run_id: str | None) -> str:

@@ -5,12 +5,14 @@ The import is compared with that of the four libraries it cannot do without, in 
 processes that take turns, so that a busy machine slows both alike.
 """
 
+import argparse
 import json
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -23,6 +25,7 @@ from rich.table import Table
 BASELINE = "fastapi, pymongo, httpx, mangum"
 SUBJECT = "api.app"
 RATIO_MAX = 1.2
+ROUNDS = 9
 
 _PROBE = """
 import json, resource, sys, time
@@ -77,7 +80,7 @@ class Result:
     install: InstallCost
 
 
-def run(rounds: int = 9) -> Result:
+def run(rounds: int = ROUNDS) -> Result:
     """Return the costs, measured over `rounds` rounds after one thrown away, which writes the bytecode for both."""
     samples: dict[str, list[Sample]] = {BASELINE: [], SUBJECT: []}
     with tempfile.TemporaryDirectory(prefix="livery-bytecode-") as bytecode:
@@ -170,9 +173,11 @@ def table(result: Result) -> Table:
     return shown
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and one line of JSON; the exit code is 1 where the ratio is above its limit."""
-    result = run()
+    reader = argparse.ArgumentParser(prog="livery bench import", description="What the base install costs.")
+    reader.add_argument("--rounds", type=int, default=ROUNDS, help="fresh processes of each import")
+    result = run(reader.parse_args(arguments).rounds)
     Console().print(table(result))
     print(json.dumps(asdict(result)))
     return 0 if result.ratio <= result.ratio_max else 1

@@ -9,7 +9,9 @@ Rule 4: a cheque that was sent to be settled is refused only when it can be mine
 """
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from cashier.core import answers
 from cashier.core.claiming import Claimed, Conflict, Held, Served
@@ -19,19 +21,9 @@ from cashier.core.reading import mismatch, read_cheque, requirements_for, taking
 from cashier.ports import Declined, Desk, HasCapacity, Pending, Settled, Start
 from wire.x402 import HeaderError, PaymentRequirements
 
+# Makes the 402 to a payment that is refused for good.
+Refuse = Callable[[str], Answer]
 _LOG = logging.getLogger("livery.cashier")
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What this request was asked to pay, and for what."""
-
-    asked: PaymentRequirements
-    url: str
-    description: str
-
-    def refuse(self, reason: str) -> Answer:
-        return answers.payment_invalid(self.asked, self.url, self.description, reason)
 
 
 async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: HasCapacity, start: Start) -> Answer:
@@ -40,15 +32,15 @@ async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: H
 
     The request may come again, after a crash too: the same one gets the same answer.
     """
-    asked = requirements_for(price.amount, price.pay_to, desk.asset)
-    ask = Ask(asked, request.url, price.description)
+    ask = desk.ask(request, price)
     try:
-        cheque = read_cheque(request)
+        cheque = read_cheque(ask, desk.dialects.values())
     except HeaderError as error:
         return answers.problem("payment_malformed", str(error))
     if cheque is None:
-        return answers.payment_required(asked, request.url, price.description)
-    wrong = mismatch(cheque, asked)
+        return answers.payment_required(ask, desk.dialects)
+    refuse = partial(answers.payment_invalid, ask, desk.dialects, cheque.dialect)
+    wrong = mismatch(cheque, ask.asked)
     taking = taking_for(cheque, price, request)
     async with desk.locks.hold(f"{taking.payer}:{taking.nonce}"):
         lease = desk.lease()
@@ -56,26 +48,28 @@ async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: H
         claim = await desk.till.claim(taking, lease, insert=wrong is None)
         match claim:
             case Claimed():
-                return await _work(desk, lease, claim, ask, has_capacity, start)
+                return await _work(desk, lease, claim, refuse, has_capacity, start)
             case Served():
                 return claim.answer
             case Held():
                 return answers.pending(taking)
             case Conflict():
                 return answers.problem("payment_conflict", "this payment or its id came with another request before")
-        return ask.refuse(str(wrong))
+        return refuse(str(wrong))
 
 
-async def _work(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity: HasCapacity, start: Start) -> Answer:
+async def _work(
+    desk: Desk, lease: Lease, claim: Claimed, refuse: Refuse, has_capacity: HasCapacity, start: Start
+) -> Answer:
     """Go on from the state of the claimed row; an error leaves the row for the next who comes."""
     taking = claim.taking
     try:
         if taking.state == "claimed":
-            opened = await _open(desk, lease, claim, ask, has_capacity)
+            opened = await _open(desk, lease, claim, refuse, has_capacity)
         else:
             opened = taking
         if isinstance(opened, Taking) and opened.state == "settling":
-            opened = await _settle(desk, lease, opened, ask, again=taking.state == "settling")
+            opened = await _settle(desk, lease, opened, refuse, again=taking.state == "settling")
         if isinstance(opened, Answer):
             return opened
         return await serve(desk, lease, opened, start)
@@ -84,7 +78,7 @@ async def _work(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity
         raise
 
 
-async def _open(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity: HasCapacity) -> Taking | Answer:
+async def _open(desk: Desk, lease: Lease, claim: Claimed, refuse: Refuse, has_capacity: HasCapacity) -> Taking | Answer:
     """Return the row once a settlement may be sent, or why none is: up to here a refusal leaves no row."""
     taking = claim.taking
     refused = None
@@ -93,7 +87,7 @@ async def _open(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity
             refused = answers.problem("no_capacity", answers.NO_ROOM)
         else:
             verdict = await desk.facilitator.verify(taking.payload, _asked(desk, taking))
-            refused = None if verdict.reason is None else ask.refuse(verdict.reason)
+            refused = None if verdict.reason is None else refuse(verdict.reason)
         opened = replace(taking, state="settling", from_block=max(0, await desk.chain.head() - desk.lookback_blocks))
         found = None if refused is None else await settlement_of(desk, opened)
     except (FacilitatorUnavailable, ChainUnavailable) as error:
@@ -106,7 +100,7 @@ async def _open(desk: Desk, lease: Lease, claim: Claimed, ask: Ask, has_capacity
     return opened if await desk.till.save(opened, lease, durable=True) else answers.pending(opened)
 
 
-async def _settle(desk: Desk, lease: Lease, taking: Taking, ask: Ask, *, again: bool) -> Taking | Answer:
+async def _settle(desk: Desk, lease: Lease, taking: Taking, refuse: Refuse, *, again: bool) -> Taking | Answer:
     """
     Return the settled row, or the answer to a settlement that is open or refused.
 
@@ -133,9 +127,9 @@ async def _settle(desk: Desk, lease: Lease, taking: Taking, ask: Ask, *, again: 
         if found is not None:
             return await _book(desk, lease, taking, found)
         if isinstance(outcome, Declined) and outcome.unsent and not again:
-            return await _forget(desk, lease, taking, ask.refuse(outcome.reason))
+            return await _forget(desk, lease, taking, refuse(outcome.reason))
         if await is_void(desk, taking):
-            return await _forget(desk, lease, taking, ask.refuse(answers.LAPSED))
+            return await _forget(desk, lease, taking, refuse(answers.LAPSED))
     except ChainUnavailable as error:
         silent = _unknown(error)
     await desk.till.release(taking, lease)
@@ -160,7 +154,8 @@ async def _book(desk: Desk, lease: Lease, taking: Taking, transaction: str) -> T
 
 async def serve(desk: Desk, lease: Lease, taking: Taking, start: Start) -> Answer:
     """Start the work of a settled row, store the answer and return it."""
-    answer = answers.served(taking, await start(sale_of(taking)))
+    document = await start(sale_of(taking))
+    answer = answers.served(taking, document, desk.dialects, desk.now_s())
     await desk.till.save(replace(taking, state="served", answer=answer), lease)
     return answer
 

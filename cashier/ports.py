@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cashier.core.claiming import Claim
-from cashier.core.model import Lease, Refund, Sale, Taking
+from cashier.core.dialects import X402, Ask, Dialects
+from cashier.core.model import Lease, PaidRequest, Price, Refund, Sale, Taking
+from cashier.core.reading import requirements_for
 from wire.money import Asset
 from wire.x402 import PaymentRequirements
 
@@ -177,8 +179,20 @@ class Desk:
     lookback_blocks: int = 5_000
     receipt_timeout_s: float = 30.0
     locks: Locks = field(default_factory=Locks)
+    dialects: Dialects = field(default_factory=lambda: X402)
 
     def lease(self) -> Lease:
         """Return a lease that begins now, of a holder nobody else can be."""
         now_s = self.now_s()
         return Lease(secrets.token_hex(16), now_s, now_s + self.lease_s)
+
+    def ask(self, request: PaidRequest, price: Price) -> Ask:
+        """Return what `request` is asked to pay, now and once: no second ask has its salt."""
+        asked = requirements_for(price.amount, price.pay_to, self.asset)
+        return Ask(
+            request=request,
+            asked=asked,
+            description=price.description,
+            now_s=self.now_s(),
+            salt=secrets.token_hex(16),
+        )

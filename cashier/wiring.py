@@ -1,13 +1,17 @@
 """Joins the cashier: `Cashier` is the whole door for those who sell."""
 
+import hashlib
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cashier.charge import charge
+from cashier.core.dialects import X402, Dialects
 from cashier.core.model import Answer, PaidRequest, Price
 from cashier.edges.chain_rpc import RpcChain, RpcSender
 from cashier.edges.facilitator_http import HttpFacilitator
+from cashier.edges.mpp_pympp import open_mpp
 from cashier.edges.till_sqlite import SCHEMA, SqliteTill
 from cashier.ports import Desk, HasCapacity, Start
 from cashier.recover import Recovered, recover
@@ -55,10 +59,12 @@ def open_cashier(
     Return a cashier that takes `asset`; making it does no I/O.
 
     Args:
-        keys: private keys (0x-hex) of the addresses that are paid; refunds are sent from them.
+        keys: private keys (0x-hex) of the addresses that are paid; refunds are sent from them, and the secret
+            that signs MPP's challenges is made of them. Without any, a challenge is good in this process alone.
         facilitator_http, chain_http: clients for tests; None is the network.
         now_s: Unix seconds, for leases and lapsed cheques.
     """
+    keys = tuple(keys)
     rpc = Rpc(rpc_url, chain_http or HttpClient())
     db = Sqlite(database, SCHEMA)
     senders = [RpcSender(TokenSender(rpc, asset, key)) for key in keys]
@@ -69,5 +75,13 @@ def open_cashier(
         chain=RpcChain(TokenReader(rpc, asset)),
         now_s=now_s,
         senders={sender.address: sender for sender in senders},
+        dialects=_dialects(asset, keys),
     )
     return Cashier(desk, db)
+
+
+def _dialects(asset: Asset, keys: tuple[str, ...]) -> Dialects:
+    """Return x402 in both versions, and MPP where its codec is installed."""
+    secret = "".join(sorted(keys)) or secrets.token_hex(32)
+    mpp = open_mpp(asset, hashlib.sha256(f"livery mpp challenges {secret}".encode()).hexdigest())
+    return X402 if mpp is None else {**X402, mpp.name: mpp}

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, chain, db, demo, run, seed, serve, vendors, wallet
+from cli import artifacts, bench, chain, db, demo, run, seed, serve, vendors, wallet
 from livery import __version__
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ def livery(
         raise typer.Exit
 
 
+run.app.command("artifacts")(artifacts.artifacts)
 app.command("demo")(demo.demo)
 app.command("up")(serve.up)
 app.command("serve")(serve.serve)
@@ -36,7 +37,7 @@ app.command("control-plane", hidden=True)(serve.serve)
 app.command("mock-vendor", hidden=True)(serve.vendor_mock)
 for branch in (run.app, vendors.app, wallet.app, chain.app, db.app, seed.app):
     app.add_typer(branch)
-app.command("bench")(bench.bench)
+app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench.bench)
 
 
 def main() -> None:

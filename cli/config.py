@@ -1,6 +1,6 @@
 """What the terminal door reads from the environment."""
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -20,4 +20,9 @@ class CliSettings(BaseSettings):
         "http://127.0.0.1:3000",
         description="The control plane's address.",
         validation_alias=AliasChoices("LIVERY_CLI_URL", "LIVERY_URL"),
+    )
+    secret: SecretStr | None = Field(
+        None,
+        description="The control plane's LIVERY_API_SECRET, where it asks for one.",
+        validation_alias=AliasChoices("LIVERY_CLI_SECRET", "LIVERY_API_SECRET"),
     )

@@ -82,6 +82,8 @@ def demo(
 
 
 def _play(folder: Path, chain: DevChain, store: str | None, as_json: bool) -> tuple[StatusReply, list[Books]]:
+    from api.config import ApiSettings
+
     payer = dev_account(1)
     chain.mint(payer.address, WALLET_USDC)
     names = [plan.vendor_id for plan in DEFAULT_PLANS]
@@ -93,6 +95,7 @@ def _play(folder: Path, chain: DevChain, store: str | None, as_json: bool) -> tu
         vendor_secrets=SecretStr(bearer),
         network="base-sepolia",
         planner_mode="stub",
+        artifact_url=SecretStr(str(folder / "artifacts")),
     )
     with processes.Processes(folder) as children:
         network = BASE_SEPOLIA_USDC.network
@@ -107,7 +110,7 @@ def _play(folder: Path, chain: DevChain, store: str | None, as_json: bool) -> tu
             }
         )
         sold_at = children.start(processes.vendors, "vendors", 4001, mock, DEFAULT_PLANS)
-        plane = children.start(processes.control_plane, "control-plane", 3000, settings)
+        plane = children.start(processes.control_plane, "control-plane", 3000, settings, ApiSettings.model_construct())
         if not as_json:
             _introduce(chain.url, paid_by, sold_at, plane, settings)
         children.wait_until_ready(paid_by, sold_at, plane)

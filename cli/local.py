@@ -19,6 +19,7 @@ async def with_agent(use: Callable[[Agent], Awaitable[T]], settings: AgentSettin
     try:
         return await use(agent)
     finally:
+        await agent.artifacts.close()
         await agent.store.close()
 
 
@@ -43,14 +44,15 @@ async def tick_due() -> list[dict[str, str]]:
     """Tick every run that is due; return what became of each."""
     from agent.sweep import sweep
 
-    return [{"runId": one.run_id, "message": one.message} for one in await with_agent(sweep)]
+    return [{"runId": one.run_id, "message": one.message} for one in (await with_agent(sweep)).swept]
 
 
-async def replay(run_id: str) -> dict[str, Any]:
-    """Fold a run's log again and hold it against the stored run. Raises UnknownRun."""
+async def replay(run_id: str | None) -> dict[str, Any]:
+    """Fold the log of a run (None: the newest) again and hold it against the stored run. Raises UnknownRun."""
     from agent.status import replayed
 
-    stored, again = await with_agent(lambda agent: replayed(agent, run_id))
+    named = run_id or await _newest()
+    stored, again = await with_agent(lambda agent: replayed(agent, named))
     same = (stored.status, stored.budget, stored.jobs, stored.payments) == (
         again.run.status,
         again.run.budget,
@@ -58,9 +60,19 @@ async def replay(run_id: str) -> dict[str, Any]:
         again.run.payments,
     )
     return {
-        "runId": run_id,
+        "runId": named,
         "entries": again.run.log.seq,
         "brokenAt": again.broken_at,
         "differences": [difference.seq for difference in again.differences],
         "repeats": same and again.broken_at is None and not again.differences,
     }
+
+
+async def _newest() -> str:
+    from agent.core.errors import UnknownRun
+    from agent.status import runs
+
+    page = await with_agent(runs)
+    if not page.runs:
+        raise UnknownRun("there is no run yet")
+    return page.runs[0].run_id

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -24,6 +24,9 @@ from inbound.logs import configure_logs
 from inbound.serve import bound_socket, serve
 from vendor_mock.catalogue import VendorPlan
 from vendor_mock.config import VendorMockSettings
+
+if TYPE_CHECKING:
+    from api.config import ApiSettings
 
 READY_S = 30.0
 STOP_S = 10.0
@@ -42,11 +45,11 @@ class NotReady(Exception):
     """A process did not come up; the message ends with what it said last."""
 
 
-def control_plane(server: socket.socket, settings: AgentSettings) -> None:
+def control_plane(server: socket.socket, settings: AgentSettings, api: "ApiSettings") -> None:
     from agent.wiring import open_agent
     from api.door import create_app
 
-    serve(create_app(lambda: open_agent(settings)), server, name="control plane", drain_s=5)
+    serve(create_app(lambda: open_agent(settings), settings=api), server, name="control plane", drain_s=5)
 
 
 def vendors(server: socket.socket, settings: VendorMockSettings, plans: tuple[VendorPlan, ...] | None) -> None:

@@ -24,6 +24,7 @@ app = branch("run", "Rent a GPU: one goal, one budget, watched until it is done.
 Url = Annotated[str | None, typer.Option("--url", help="The control plane (default: LIVERY_URL, then 127.0.0.1:3000).")]
 Local = Annotated[bool, typer.Option("--local", help="Use this environment's store and wallet, without a server.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+OrNewest = Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run's id; left out, the newest run.")]
 Interval = Annotated[float, typer.Option("--interval", min=0.1, max=3600, help="Seconds between ticks.")]
 
 LOOK_AGAIN = ("run_busy", "run_finished", "chain_unavailable", "store_unavailable")
@@ -34,17 +35,31 @@ ENDED = ("completed", "failed", "cancelled")
 async def control_plane(url: str | None, here: bool) -> AsyncIterator[Client]:
     """Yield a client of the control plane: over the network, or of one inside this process."""
     if not here:
-        async with Client(url or CliSettings().url) as client:
+        settings = CliSettings()
+        secret = settings.secret.get_secret_value() if settings.secret else None
+        async with Client(url or settings.url, secret=secret) as client:
             yield client
         return
     import httpx
 
+    from api.config import ApiSettings
     from api.door import create_app
 
-    app = create_app()
+    # Nobody else can ask a control plane inside this process: it needs no secret, whatever the environment has.
+    app = create_app(settings=ApiSettings.model_construct())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with Client("http://localhost", transport=transport) as client, app.router.lifespan_context(app):
         yield client
+
+
+async def named(client: Client, run_id: str | None) -> str:
+    """Return `run_id`, or the newest run's where none is named; a store without runs ends the command."""
+    if run_id is not None:
+        return run_id
+    page = await client.runs()
+    if not page.runs:
+        fail("there is no run yet", 'Start one: livery run start "Fine-tune tiny-llm" --budget 5 --watch')
+    return page.runs[0].id
 
 
 @app.command("start")
@@ -146,7 +161,7 @@ def tick(
 
 @app.command("watch")
 def watch(
-    run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="The run's id.")] = None,
+    run_id: OrNewest = None,
     run_option: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
     interval: Interval = 1.0,
     url: Url = None,
@@ -154,24 +169,21 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Tick a run until it ends, and show it live. Exit code 0 if it completed, else 1."""
-    wanted = run_id or run_option
-    if wanted is None:
-        raise typer.BadParameter("name the run")
 
     async def follow() -> None:
         async with control_plane(url, here) as client:
-            await _watch(client, wanted, interval, as_json)
+            await _watch(client, await named(client, run_id or run_option), interval, as_json)
 
     run(follow(), as_json=as_json)
 
 
 @app.command("status")
-def status(run_id: RunId, url: Url = None, here: Local = False, as_json: Json = False) -> None:
+def status(run_id: OrNewest = None, url: Url = None, here: Local = False, as_json: Json = False) -> None:
     """Show a run with its jobs, payments and newest lines."""
 
     async def read() -> StatusReply:
         async with control_plane(url, here) as client:
-            return await client.status(run_id)
+            return await client.status(await named(client, run_id))
 
     found = run(read(), as_json=as_json)
     show(found, lambda: picture(found), as_json=as_json)
@@ -218,7 +230,7 @@ def cancel(run_id: RunId, url: Url = None, here: Local = False, as_json: Json = 
 
 
 @app.command("replay")
-def replay(run_id: RunId, as_json: Json = False) -> None:
+def replay(run_id: OrNewest = None, as_json: Json = False) -> None:
     """Fold a run's log again (this environment's store): the same run and decisions, or where they differ."""
     report = run(local.replay(run_id), as_json=as_json)
     verdict = "all of them repeat" if report["repeats"] else f"they do not repeat: {report}"

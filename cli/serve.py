@@ -19,25 +19,31 @@ Host = Annotated[str | None, typer.Option("--host", help="The address to bind.")
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65_535, help="The port to bind.")]
 
 
-def serve(host: Host = None, port: Port = None) -> None:
+def serve(
+    host: Host = None,
+    port: Port = None,
+    tick: Annotated[bool, typer.Option("--tick", help="Drive due runs, without anybody asking for ticks.")] = False,
+) -> None:
     """
     Serve the control plane (HTTP API) until Ctrl-C or SIGTERM.
 
-    Example: livery serve --port 3000
+    Example: livery serve --port 3000 --tick
     """
     from api.config import ApiSettings
     from api.door import create_app
     from inbound.serve import is_loopback
 
     try:
-        settings, app = ApiSettings(), create_app()
+        settings = ApiSettings()
+        settings = settings.model_copy(update={"tick": tick or settings.tick})
+        app = create_app(settings=settings)
     except ValidationError as error:
         fail(first_error(error), "See docs/environment.md.")
     host = host or settings.host
-    if not is_loopback(host):
+    if not (is_loopback(host) or settings.secret):
         fail(
-            f"the control plane does not bind {host}: it has no API keys yet, and it holds a wallet",
-            "Bind 127.0.0.1, and reach it through an SSH tunnel or a proxy that authenticates.",
+            f"the control plane does not bind {host}: it holds a wallet, and LIVERY_API_SECRET is not set",
+            "Set it, and callers send it as a bearer; or bind 127.0.0.1.",
         )
     chosen = "port" in settings.model_fields_set
     _serve(app, host, port, settings.port, chosen, "control plane", settings.drain_s)
@@ -125,6 +131,7 @@ def up(
 def _up(folder: Path) -> None:
     from agent.config import AgentSettings
     from agent.wiring import create_wallet
+    from api.config import ApiSettings
     from chain.devchain import DevChain, dev_account
     from cli import processes
     from cli.console import run
@@ -146,12 +153,14 @@ def _up(folder: Path) -> None:
     with DevChain.start(chain_port, 1) as chain, processes.Processes(folder) as children:
         settings = AgentSettings(
             database_url=SecretStr(f"sqlite:///{folder / 'livery.db'}"),
+            artifact_url=SecretStr(str(folder / "artifacts")),
             keystore_path=folder / "wallet.json",
             keystore_password_path=folder / "wallet.password",
             rpc_url=chain.url,
             vendor_secrets=SecretStr(secret),
             network="base-sepolia",
             private_key=None,
+            cdp_wallet_secret=None,
         )
         if not settings.keystore_path.exists():
             create_wallet(settings)
@@ -169,7 +178,7 @@ def _up(folder: Path) -> None:
             {"secret": secret, "rpc_url": chain.url, "facilitator_url": paid_by, "database": folder / "vendor-mock.db"}
         )
         sold_at = children.start(processes.vendors, "vendors", 4001, mock, None)
-        plane = children.start(processes.control_plane, "control-plane", 3000, settings)
+        plane = children.start(processes.control_plane, "control-plane", 3000, settings, ApiSettings())
         children.wait_until_ready(paid_by, sold_at, plane)
 
         run(with_agent(lambda agent: seed_vendors(agent.store, agent.policy.asset, sold_at, replace=True), settings))

@@ -1,6 +1,7 @@
 """`livery vendors`: the registry of this environment's store."""
 
-from typing import Annotated, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,14 +10,23 @@ from cli.console import Json, branch, fail, out, run, show, table
 from cli.local import with_agent
 from wire.money import to_decimal
 
+if TYPE_CHECKING:
+    from agent.vendors import Reliability
+
 app = branch("vendors", "Who may be paid: list, add, remove, seed, offers.")
 
 
 @app.command("list")
 def list_vendors(as_json: Json = False) -> None:
-    """List registered vendors, in the order the planner sees them."""
+    """
+    List registered vendors in the order they came, and how surely each finishes a job.
+
+    Reliability is the mean of what is known, with the interval that holds 90 % of it; jobs count less as they age.
+    """
 
     async def read(agent: Agent) -> list[dict[str, Any]]:
+        from agent.vendors import reliabilities
+
         return [
             {
                 "vendorId": vendor.vendor_id,
@@ -24,20 +34,55 @@ def list_vendors(as_json: Json = False) -> None:
                 "pricePerHour": to_decimal(vendor.base_price_per_hour_atomic, agent.policy.asset),
                 "reliability": vendor.reliability_score,
                 "gpus": list(vendor.supported_gpu_types),
+                "learned": [_reliability_document(one) for one in found],
                 "payTo": vendor.pay_to,
                 "endpoint": vendor.endpoint,
             }
-            for vendor in await agent.store.list_vendors()
+            for vendor, found in await reliabilities(agent)
         ]
 
     found = run(with_agent(read), as_json=as_json)
-    rows = [(*list(row.values())[:4], ", ".join(row["gpus"]), row["payTo"], row["endpoint"]) for row in found]
-    columns = ("vendor", "name", "USDC/h", "reliability", "GPUs", "paid at", "endpoint")
+    columns = ("vendor", "name", "USDC/h", "GPU", "reliability", "jobs", "rests until", "paid at", "endpoint")
+    rows = [cells for vendor in found for cells in _rows(vendor)]
     show(
         found,
         lambda: table(columns, rows) if rows else "no vendors yet: `livery vendors seed` or `livery vendors add`",
         as_json=as_json,
     )
+
+
+def _reliability_document(one: "Reliability") -> dict[str, Any]:
+    rounded = {
+        name: Decimal(f"{value:.3f}") for name, value in (("mean", one.mean), ("low", one.low), ("high", one.high))
+    }
+    return {
+        "gpuType": one.gpu_type,
+        **rounded,
+        "jobsCompleted": one.completed,
+        "jobsFailed": one.failed,
+        "restsUntil": one.rests_until,
+    }
+
+
+def _rows(vendor: dict[str, Any]) -> list[tuple[object, ...]]:
+    """Return one row for each GPU type; what is the vendor's own stands on the first."""
+    head = (vendor["vendorId"], vendor["name"], vendor["pricePerHour"])
+    tail = (vendor["payTo"], vendor["endpoint"])
+    rows: list[tuple[object, ...]] = []
+    for gpu in vendor["learned"] or [None]:
+        middle: tuple[object, ...] = ("", "", "", "")
+        if gpu is not None:
+            low, high = gpu["low"], gpu["high"]
+            done, count = gpu["jobsCompleted"], gpu["jobsCompleted"] + gpu["jobsFailed"]
+            rest = gpu["restsUntil"]
+            middle = (
+                gpu["gpuType"],
+                f"{gpu['mean']:.2f} ({low:.2f}-{high:.2f})",
+                f"{done:.1f} of {count:.1f}",
+                f"{rest:%H:%M:%S} UTC" if rest else "",
+            )
+        rows.append((*(head if not rows else ("", "", "")), *middle, *(tail if not rows else ("", ""))))
+    return rows
 
 
 @app.command("offers")

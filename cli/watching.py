@@ -30,6 +30,8 @@ def picture(status: StatusReply, *, payments: bool = True, lines_max: int = LINE
     parts: list[RenderableType] = [_head(status)]
     if status.jobs:
         parts.append(_jobs(status.run, status.jobs))
+    if any(job.artifacts for job in status.jobs):
+        parts.append(_artifacts(status.jobs))
     if status.payments and payments:
         parts.append(_payments(status.payments))
     if lines_max:
@@ -92,6 +94,15 @@ def _jobs(run: RunDocument, jobs: tuple[JobDocument, ...]) -> Table:
             "" if job.actual_cost is None else f"{job.actual_cost} {run.currency}",
             words(job.error_message or _metrics(job.final_metrics)),
         )
+    return made
+
+
+def _artifacts(jobs: tuple[JobDocument, ...]) -> Table:
+    made = Table("kept file", "of", "bytes", "sha256", box=None, header_style="bold", pad_edge=False)
+    for job in reversed(jobs):
+        for artifact in job.artifacts:
+            row = (words(artifact.name), words(job.vendor_id), f"{artifact.bytes}", short(artifact.sha256))
+            made.add_row(*row)
     return made
 
 

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inbound.stranger import stranger
@@ -94,6 +95,7 @@ def create_door(
     errors: Sequence[type[Exception]],
     translate: Translate,
     hosts: Collection[str] | None = None,
+    statuses: Collection[int] = (),
     **options: Any,
 ) -> FastAPI:
     """
@@ -103,8 +105,9 @@ def create_door(
         errors: the exceptions of the room behind the door; `translate` makes a document of one.
         hosts: the names, besides loopback's, under which the door is reached; other people's web pages are then kept
             out. None is a door of any name, for callers who prove who they are.
+        statuses: what the door's own middlewares answer besides.
     """
-    statuses = (404, 409, 415, 422, 503) if hosts is None else (403, 404, 409, 415, 421, 422, 503)
+    answered = {404, 409, 415, 422, 503, *statuses, *(() if hosts is None else (403, 421))}
     app = FastAPI(
         title=title,
         version=version,
@@ -113,7 +116,7 @@ def create_door(
         # Their pages run scripts of other hosts, which would then speak with the door as one of its own.
         docs_url=None,
         redoc_url=None,
-        responses={code: {"model": ProblemDocument} for code in statuses},
+        responses={code: {"model": ProblemDocument} for code in sorted(answered)},
         **options,
     )
     app.router.route_class = ExactRoute
@@ -146,7 +149,18 @@ async def _refuse_body(request: Request, error: Exception) -> Response:
 async def _refuse_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _STATUS_CODES.get(error.status_code, "internal")
-    return ProblemReply(problem_document(code, f"{request.method} {request.url.path}"[:300]), error.headers)
+    headers = {"allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
+    return ProblemReply(problem_document(code, f"{request.method} {request.url.path}"[:300]), headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of a path. The framework names only those of the first route that stands there."""
+    routes = request.app.routes
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _fail(request: Request, error: Exception) -> Response:

@@ -4,14 +4,21 @@ The control plane over HTTP, for programs: `async with Client() as client: run =
 Errors of the control plane are ProblemError; a control plane that cannot be reached is Unreachable.
 """
 
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 
+from livery.events import EventReader, RunEvent
 from wire import decimal_json
 from wire.control import (
+    ArtifactDocument,
     HealthReply,
     JobRequest,
     RunDocument,
@@ -43,17 +50,30 @@ class ProblemError(Exception):
         self.problem = problem
 
 
+class Damaged(Exception):
+    """What arrived is not the file that was listed: its size or its SHA-256 is another."""
+
+
 class Client:
     """
     One control plane at `url`.
 
     Args:
+        secret: the control plane's LIVERY_API_SECRET, where it has one.
         transport: what carries requests instead of the network, e.g. `httpx.ASGITransport(app)`.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, secret: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self.url = url
-        self._http = httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, transport=transport, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers={} if secret is None else {"authorization": f"Bearer {secret}"},
+            timeout=TIMEOUT_S,
+            transport=transport,
+            trust_env=False,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,6 +116,82 @@ class Client:
         query = {"status": status, "cursor": cursor}
         return await self._get(RunsReply, "/api/agent-runs", {name: value for name, value in query.items() if value})
 
+    async def events(self, run_id: str, since: int | None = None) -> AsyncIterator[RunEvent]:
+        """
+        Yield what happens to a run, from its beginning or after the event `since` (an `observation.seq`), to its end.
+
+        A stream that breaks off or ends early (a restart, a host that cannot stream) is asked for again from where it
+        stopped; it is Unreachable when the control plane does not answer then.
+        """
+        last, reader = since or 0, EventReader()
+        while True:
+            try:
+                query: dict[str, str | int] = {"runId": run_id, "since": last}
+                async with self._http.stream("GET", "/api/agent-events", params=query) as reply:
+                    if reply.status_code == 204:
+                        return
+                    if reply.status_code != 200:
+                        await reply.aread()
+                        raise self._problem(reply)
+                    ended = False
+                    async for event in reader.events(reply.aiter_bytes()):
+                        last, ended = event.observation.seq, ended or event.is_end
+                        yield event
+                    if ended:
+                        return
+            except (httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError):
+                # It broke off. Whether the control plane is still there, the next request tells.
+                pass
+            except httpx.TransportError as error:
+                raise self._unreachable(error) from None
+            await asyncio.sleep(reader.retry_s)
+
+    async def download(
+        self,
+        run_id: str,
+        job_id: str,
+        artifact: ArtifactDocument,
+        to: Path,
+        progress: Callable[[int], None] = lambda received: None,
+    ) -> None:
+        """
+        Write one of a job's `artifacts` to the file `to`, whole and hash-checked; `progress` is told the bytes so far.
+
+        Raises:
+            Damaged: what arrived is not what is listed; the file was not written.
+            OSError: the file cannot be written.
+        """
+        part = to.with_name(f".{hashlib.sha256(to.name.encode()).hexdigest()[:16]}.part")
+        query = {"runId": run_id, "jobId": job_id, "name": artifact.name}
+        try:
+            with part.open("wb") as file:
+                try:
+                    # Not `artifact.url`: the secret goes to this control plane, whatever an answer says.
+                    async with self._http.stream("GET", "/api/agent-artifact", params=query) as reply:
+                        await self._receive(reply, artifact, file, progress)
+                except httpx.TransportError as error:
+                    raise self._unreachable(error) from None
+            os.replace(part, to)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def _receive(
+        self, reply: httpx.Response, artifact: ArtifactDocument, file: BinaryIO, progress: Callable[[int], None]
+    ) -> None:
+        if reply.status_code != 200:
+            await reply.aread()
+            raise self._problem(reply)
+        digest, received = hashlib.sha256(), 0
+        async for chunk in reply.aiter_raw():
+            received += len(chunk)
+            if received > artifact.bytes:
+                break
+            digest.update(chunk)
+            file.write(chunk)
+            progress(received)
+        if received != artifact.bytes or digest.hexdigest() != artifact.sha256:
+            raise Damaged(f"{artifact.name}: what arrived is not what the control plane lists")
+
     async def health(self) -> HealthReply:
         return await self._get(HealthReply, "/health", {})
 
@@ -110,11 +206,17 @@ class Client:
         try:
             reply = await self._http.request(method, path, **request)
         except httpx.TransportError as error:
-            raise Unreachable(f"no control plane answers at {self.url}: {type(error).__name__}") from None
+            raise self._unreachable(error) from None
         if reply.status_code == 200:
             return kind.from_json(reply.content)
+        raise self._problem(reply)
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"no control plane answers at {self.url}: {type(error).__name__}")
+
+    def _problem(self, reply: httpx.Response) -> Exception:
+        """Return what a reply other than 200, read whole, says."""
         try:
-            problem = ProblemDocument.model_validate(decimal_json.loads(reply.content))
+            return ProblemError(ProblemDocument.model_validate(decimal_json.loads(reply.content)))
         except ValueError:
-            raise Unreachable(f"{self.url} answered {reply.status_code}, and not as a control plane does") from None
-        raise ProblemError(problem)
+            return Unreachable(f"{self.url} answered {reply.status_code}, and not as a control plane does")

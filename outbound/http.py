@@ -12,13 +12,15 @@ received and never answered, which for a request that carries money is the diffe
     ├── BadAddress           ours: a URL or header that cannot be sent
     ├── Unreachable          the world's, retryable: no connection, nothing sent
     ├── TimedOut             the world's, retryable with the same bytes: sent, no whole answer, outcome unknown
-    └── TooLarge             theirs: an answer beyond its limit
+    ├── TooLarge             theirs: an answer beyond its limit
+    └── NotServed            theirs: a download answered with another status than 200
 """
 
 import asyncio
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -61,6 +63,12 @@ class TimedOut(OutboundError):
 
 class TooLarge(OutboundError):
     pass
+
+
+class NotServed(OutboundError):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 # httpx's exceptions, the narrower before the wider.
@@ -115,23 +123,84 @@ class HttpClient:
             TimedOut: the request may have been served.
             TooLarge: the headers exceed HEADER_BYTES_MAX or the body `body_bytes_max`.
         """
-        try:
+        received = bytearray()
+        with _translated(method, url, timeout_s):
             request = _request(method, url, headers, content, timeout_s)
-            async with asyncio.timeout(timeout_s):
-                return await self._exchange(request, body_bytes_max)
-        except TimeoutError:
-            raise TimedOut(f"{method} {_shown(url)}: no whole answer in {timeout_s:g} s") from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            kind = next(ours for theirs, ours in _TRANSLATED if isinstance(error, theirs))
-            # What the library says of a wrong address or header quotes it.
-            said = "" if kind is BadAddress else str(error)
-            raise kind(f"{method} {_shown(url)}: {said or type(error).__name__}") from error
+            async with asyncio.timeout(timeout_s), self._answer(request) as response:
+                async for chunk in _body(response):
+                    received += chunk
+                    _limit(url, len(received), body_bytes_max)
+                return HttpReply(response.status_code, dict(response.headers), bytes(received))
 
-    async def _exchange(self, request: httpx.Request, body_bytes_max: int) -> HttpReply:
-        if self._transport is not None:
-            return await _exchange(self._transport, request, body_bytes_max)
-        async with httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False) as transport:
-            return await _exchange(transport, request, body_bytes_max)
+    async def download(
+        self, url: str, *, headers: Mapping[str, str], timeout_s: float, body_bytes_max: int
+    ) -> AsyncGenerator[bytes, None]:
+        """
+        Yield the body of a GET that is answered 200, chunk by chunk; close it (`aclosing`) where it is not read whole.
+
+        `timeout_s` bounds all of it, what is done with the chunks included.
+
+        Raises:
+            BadAddress, Unreachable: nothing was sent.
+            TimedOut: the body did not come whole, or not in time.
+            TooLarge: the headers exceed HEADER_BYTES_MAX or the body `body_bytes_max`.
+            NotServed: another status.
+        """
+        deadline, received = asyncio.get_running_loop().time() + timeout_s, 0
+        with _translated("GET", url, timeout_s):
+            async with AsyncExitStack() as stack:
+                # A timeout may not stand around a `yield`: it would cancel whoever reads.
+                async with asyncio.timeout_at(deadline):
+                    request = _request("GET", url, headers, None, timeout_s)
+                    response = await stack.enter_async_context(self._answer(request))
+                if response.status_code != 200:
+                    raise NotServed(response.status_code, f"GET {_shown(url)}: answered {response.status_code}")
+                chunks = _body(response)
+                while True:
+                    async with asyncio.timeout_at(deadline):
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
+                        return
+                    received += len(chunk)
+                    _limit(url, received, body_bytes_max)
+                    yield chunk
+
+    @asynccontextmanager
+    async def _answer(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
+        """Yield the answer to `request`, its headers within their limit, its body not read."""
+        async with AsyncExitStack() as stack:
+            transport = self._transport
+            if transport is None:
+                transport = await stack.enter_async_context(httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False))
+            response = await transport.handle_async_request(request)
+            stack.push_async_callback(response.aclose)
+            if sum(len(name) + len(value) for name, value in response.headers.raw) > HEADER_BYTES_MAX:
+                raise TooLarge(f"{_shown(str(request.url))}: the headers exceed {HEADER_BYTES_MAX} bytes")
+            yield response
+
+
+@contextmanager
+def _translated(method: str, url: str, timeout_s: float) -> Iterator[None]:
+    """Turn the library's exceptions into ours."""
+    try:
+        yield
+    except TimeoutError:
+        raise TimedOut(f"{method} {_shown(url)}: no whole answer in {timeout_s:g} s") from None
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        kind = next(ours for theirs, ours in _TRANSLATED if isinstance(error, theirs))
+        # What the library says of a wrong address or header quotes it.
+        said = "" if kind is BadAddress else str(error)
+        raise kind(f"{method} {_shown(url)}: {said or type(error).__name__}") from error
+
+
+def _body(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Return the body as it comes, never inflated."""
+    return aiter(cast(httpx.AsyncByteStream, response.stream))
+
+
+def _limit(url: str, received: int, bytes_max: int) -> None:
+    if received > bytes_max:
+        raise TooLarge(f"{_shown(url)}: the body exceeds {bytes_max} bytes")
 
 
 def _request(
@@ -156,19 +225,23 @@ def _request(
         raise BadAddress("a header may hold ASCII only") from None
 
 
-async def _exchange(transport: httpx.AsyncBaseTransport, request: httpx.Request, body_bytes_max: int) -> HttpReply:
-    response = await transport.handle_async_request(request)
+def joined(base: str, url: str) -> str:
+    """
+    Return `url`, which may be relative to `base`, where it has the scheme, host and port of `base`.
+
+    Raises:
+        BadAddress: it has others, or is no URL.
+    """
+    if len(url) > URL_CHARS_MAX:
+        raise BadAddress(f"a URL has at most {URL_CHARS_MAX} characters")
     try:
-        if sum(len(name) + len(value) for name, value in response.headers.raw) > HEADER_BYTES_MAX:
-            raise TooLarge(f"{_shown(str(request.url))}: the headers exceed {HEADER_BYTES_MAX} bytes")
-        content = bytearray()
-        async for chunk in cast(httpx.AsyncByteStream, response.stream):
-            content += chunk
-            if len(content) > body_bytes_max:
-                raise TooLarge(f"{_shown(str(request.url))}: the body exceeds {body_bytes_max} bytes")
-        return HttpReply(response.status_code, dict(response.headers), bytes(content))
-    finally:
-        await response.aclose()
+        start = httpx.URL(base.rstrip("/") + "/")
+        found = start.join(url)
+    except (httpx.InvalidURL, ValueError):
+        raise BadAddress("this is not a URL") from None
+    if (found.scheme, found.host, found.port) != (start.scheme, start.host, start.port):
+        raise BadAddress(f"{_shown(str(found))} is another address than {_shown(base)}")
+    return str(found)
 
 
 def _shown(url: str) -> str:

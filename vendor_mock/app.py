@@ -1,5 +1,6 @@
 """The vendors' HTTP door, wired: `create_app` for tests and for the CLI."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,13 +12,14 @@ from fastapi.openapi.utils import get_openapi
 
 from inbound.web import create_door
 from outbound.http import HttpClient
+from vendor_mock.callbacks import call_back
 from vendor_mock.catalogue import VendorPlan
 from vendor_mock.config import VendorMockSettings
 from vendor_mock.errors import ERRORS, problem_of
 from vendor_mock.routes import free, router
 from vendor_mock.shop import Clock, Shop, open_shop
 
-_ABOUT = "How somebody who rents GPUs talks to somebody who sells them. Money is decimal USDC; /submit-job takes x402."
+_ABOUT = "How somebody who rents GPUs talks to somebody who sells them. /submit-job takes x402 and MPP, money is USDC."
 
 
 def create_app(
@@ -60,7 +62,10 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     shop: Shop = app.state.shop
     await shop.open()
+    caller = asyncio.create_task(call_back(shop, HttpClient()))
     yield
+    caller.cancel()
+    await asyncio.wait({caller})
     await shop.close()
 
 
@@ -88,7 +93,21 @@ _PAYMENT = {
     "in": "header",
     "required": False,
     "schema": {"type": "string"},
-    "description": "Base64 of an x402 v2 PaymentPayload; absent: the answer is a 402 that says what to sign.",
+    "description": "Base64 of an x402 v2 PaymentPayload; without a payment the answer is a 402 that says what to sign.",
+}
+_PAYMENT_V1 = {
+    "name": "X-PAYMENT",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Base64 of an x402 v1 PaymentPayload, instead of PAYMENT-SIGNATURE.",
+}
+_PAYMENT_MPP = {
+    "name": "Payment-Authorization",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "`Payment` and an MPP credential, instead of PAYMENT-SIGNATURE, where WWW-Authenticate asks for it.",
 }
 _PAYMENT_ID = {
     "name": "Idempotency-Key",
@@ -109,4 +128,4 @@ def _describe(paths: dict[str, Any]) -> None:
             operation["security"] = [{"vendorSecret": []}]
             operation.setdefault("parameters", []).append(_VENDOR_ID)
             if path == "/submit-job":
-                operation["parameters"] += [_PAYMENT, _PAYMENT_ID]
+                operation["parameters"] += [_PAYMENT, _PAYMENT_V1, _PAYMENT_MPP, _PAYMENT_ID]

@@ -101,7 +101,7 @@ _MEANINGS = {
     202: "The settlement is not mined yet: send the same request with the same payment again.",
     400: "A payment header that cannot be read, or a GPU that the vendor does not have.",
     401: "The bearer secret is wrong.",
-    402: "Pay first (PAYMENT-REQUIRED says how), or: the payment was refused and nothing was charged.",
+    402: "Pay first (PAYMENT-REQUIRED, the body and WWW-Authenticate say how), or: refused, and nothing was charged.",
     404: "No such vendor, quote or job.",
     409: "This payment or its id came with another request before.",
     413: "The body is too large.",
@@ -140,7 +140,7 @@ async def submit_job(
     shop: ShopHere,
     body: SubmitRequest,
 ) -> Response:
-    """Start a quoted job, paid with x402. The same request with the same payment gets the same answer."""
+    """Start a quoted job, paid with x402 or MPP. The same request with the same payment gets the same answer."""
     paid = PaidRequest(
         method=request.method, url=str(request.url), headers=dict(request.headers), body=await request.body()
     )

@@ -141,6 +141,7 @@ class Shop:
                 price_atomic=sale.amount.atomic,
                 started_at_s=int(self._clock()),
                 fails_at_epoch=self._fate(template.vendor_id, number),
+                callback_url=submit.callback_url,
             )
 
         job = await self.store.start_job(sale.payment_id, template.vendor_id, make)
@@ -172,6 +173,10 @@ class Shop:
             job_id,
             lambda job: simulation.advance(job, simulation.epochs_due(job, self._clock(), epoch_seconds)),
         )
+
+    async def watch(self, vendor: Vendor, job_id: str) -> Job:
+        """Move the job to where time has brought it; one that polls move stays where it is."""
+        return await (self.job if self._settings.epoch_seconds is None else self.poll)(vendor, job_id)
 
     async def cancel(self, vendor: Vendor, job_id: str) -> Job:
         """End the job and pay back the unused part of its price; an ended job stays as it is."""

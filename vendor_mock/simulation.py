@@ -32,7 +32,11 @@ class Template:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A paid job. `refund_atomic` is owed to the payer from the moment the job ends; `refund_transaction` pays it."""
+    """
+    A paid job. `refund_atomic` is owed to the payer from the moment the job ends; `refund_transaction` pays it.
+
+    `callback_url` is where the buyer wants to be called at the end; done is what was accepted or given up.
+    """
 
     job_id: str
     vendor_id: str
@@ -48,6 +52,8 @@ class Job:
     logs: tuple[str, ...] = ()
     refund_atomic: int = 0
     refund_transaction: str | None = None
+    callback_url: str | None = None
+    is_callback_done: bool = False
 
 
 def fate(vendor_id: str, number: int, fail_rate: Decimal, seed: int | None) -> int | None:

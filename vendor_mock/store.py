@@ -82,6 +82,17 @@ class ShopStore:
         row = await self._db.read(lambda connection: connection.execute(query, (vendor_id, gpu_type)).fetchone())
         return int(row[0])
 
+    async def to_call_back(self) -> list[Job]:
+        """Return the jobs whose buyers want to be called and were not yet, ended or not."""
+        query = """
+            SELECT job_id FROM mock_jobs
+            WHERE json_extract(document, '$.callback_url') IS NOT NULL
+                AND NOT coalesce(json_extract(document, '$.is_callback_done'), 0)
+        """
+        ids = await self._db.read(lambda connection: [row[0] for row in connection.execute(query)])
+        found = [await self.find_job(job_id) for job_id in ids]
+        return [job for job in found if job is not None]
+
     async def close(self) -> None:
         await self._db.close()
 

@@ -4,6 +4,7 @@ The control plane's API: bodies of start, tick, status, runs and cancel. Money i
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, FailFast, Field, StringConstraints, WithJsonSchema
 
@@ -100,7 +101,18 @@ class RunDocument(Body):
     completed_at: datetime | None = None
 
 
+class ArtifactDocument(Body):
+    """A file of an ended job that is kept; `url` is where this control plane serves it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
 class JobDocument(Body):
+    """`artifact_url` is what the vendor said; `artifacts` are the files that were fetched, checked and kept."""
+
     id: str = Field(alias="_id")
     run_id: str
     vendor_id: str
@@ -114,6 +126,7 @@ class JobDocument(Body):
     actual_cost: DecimalNumber | None = None
     final_metrics: Metrics | None = None
     artifact_url: str | None = None
+    artifacts: Many[ArtifactDocument] = ()
     error_message: str | None = None
     job_params: Entries[Any]
     created_at: datetime
@@ -122,7 +135,9 @@ class JobDocument(Body):
 
 
 class PaymentDocument(Body):
-    """`x402_tx_id` is the settlement's transaction, there only once the chain shows it."""
+    """
+    `x402_tx_id` is the settlement's transaction, there only once the chain shows it; `dialect` is how it was asked for.
+    """
 
     id: str = Field(alias="_id")
     run_id: str
@@ -134,6 +149,7 @@ class PaymentDocument(Body):
     network: str
     payer: str
     pay_to: str
+    dialect: str
     status: str
     x402_tx_id: str | None = Field(None, alias="x402TxId")
     refunded: DecimalNumber
@@ -177,6 +193,31 @@ class TickReply(Body):
 
     def document(self) -> dict[str, Any]:
         return {"action": None, **super().document()}
+
+
+class CallbackReply(Body):
+    """POST /api/vendor-callback, whatever the body said."""
+
+    status: Literal["ok"] = "ok"
+
+
+def callback_url(base_url: str, run_id: str) -> str:
+    """Return where vendors call for a run of the control plane that they reach at `base_url`."""
+    return f"{base_url}/api/vendor-callback?{urlencode({'runId': run_id})}"
+
+
+class SweptDocument(Body):
+    """`message` is a tick's, or says why there was none."""
+
+    run_id: str
+    message: str
+
+
+class SweepReply(Body):
+    """GET and POST /api/agent-sweep; `more`: due runs were left for the next sweep."""
+
+    swept: Many[SweptDocument]
+    more: bool
 
 
 class RunsReply(Body):

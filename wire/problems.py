@@ -45,6 +45,13 @@ PROBLEMS: dict[str, Problem] = {
     "method_not_allowed": Problem(405, "This path has another method", "See the `Allow` header."),
     "unknown_host": Problem(421, "This server has another name", "Call it by 127.0.0.1 or localhost."),
     "foreign_origin": Problem(403, "A web page of another site sent this", "Send it from a program instead."),
+    "unauthorized": Problem(
+        401, "This server asks for its secret", "Send `Authorization: Bearer <LIVERY_API_SECRET>`."
+    ),
+    "forbidden": Problem(403, "The secret is wrong", "Send the secret that the server was started with."),
+    "no_api_secret": Problem(
+        503, "The server has no secret to ask for", "Set LIVERY_API_SECRET where it runs, and send it as a bearer."
+    ),
     "not_found": Problem(404, "There is nothing here", "Check the path against the API's documentation."),
     "internal": Problem(500, "This is our fault", "Report it with the time; nothing you sent was lost."),
     # runs
@@ -53,11 +60,16 @@ PROBLEMS: dict[str, Problem] = {
         409, "The run has ended", "Read it with GET /api/agent-status; start another run to go on."
     ),
     "run_busy": Problem(409, "Another tick holds the run", "Wait `retryAfter` seconds and tick again."),
+    "bad_signature": Problem(
+        401, "The call is not signed by a vendor of the run", "Sign each attempt anew; see docs/vendor-api.md."
+    ),
     "idempotency_conflict": Problem(409, "This Idempotency-Key began another run", "Use a new key for a new run."),
     "no_signer": Problem(
         503, "There is no key to pay with", "Make a wallet with `livery wallet new`, then tick again."
     ),
     "store_unavailable": Problem(503, "The store does not answer", "Check DATABASE_URL and the database; try again."),
+    "artifact_not_found": Problem(404, "There is no such file", "See `artifacts` in GET /api/agent-status."),
+    "artifacts_unavailable": Problem(503, "The kept files cannot be read", "Check ARTIFACT_URL; try again."),
     "chain_unavailable": Problem(503, "The chain does not answer", "Check the RPC address; try again."),
     # vendors
     "bad_vendor_secret": Problem(
@@ -70,9 +82,15 @@ PROBLEMS: dict[str, Problem] = {
     "no_capacity": Problem(503, "The vendor is full", "Nothing was charged. Try again later or elsewhere."),
     "vendor_fault": Problem(500, "The vendor failed on purpose", "This fault was scripted; see docs/vendor-api.md."),
     # the paid door
-    "payment_required": Problem(402, "This must be paid for", "Sign what PAYMENT-REQUIRED asks and send it again."),
+    "payment_required": Problem(
+        402,
+        "This must be paid for",
+        "Sign what PAYMENT-REQUIRED, `accepts` or WWW-Authenticate asks and send it again.",
+    ),
     "payment_invalid": Problem(402, "The payment was refused", "Nothing was charged. `detail` says why."),
-    "payment_malformed": Problem(400, "The payment header cannot be read", "Send base64 of an x402 v2 PaymentPayload."),
+    "payment_malformed": Problem(
+        400, "The payment header cannot be read", "Send one payment, in one header, as docs/vendor-api.md has it."
+    ),
     "payment_identifier_required": Problem(
         400, "A payment identifier is required", "Add the payment-identifier extension."
     ),
@@ -114,7 +132,7 @@ REFUSALS: dict[str, str] = {
     "paid_not_served": "The payment settled, the vendor never started the job.",
     "job_lost": "The vendor could not be reached for too long.",
     "overdue": "The job ran longer than was paid for.",
-    "no_vendor_left": "Every vendor that could serve the run has failed in it.",
+    "no_vendor_left": "No vendor is left that could serve the run: none has what it asks for, or all have failed in it.",
     "attempts_exhausted": "As many jobs failed as the run may try.",
     "deadline_passed": "The run's deadline has passed.",
     "insufficient_budget": "What is left of the budget buys no hundredth of an hour.",

@@ -122,13 +122,18 @@ class VendorHealth(Body):
 
 
 def secret_for(vendor_id: str, secrets: str) -> str | None:
+    """Return the bearer secret of `vendor_id`, None where `secrets` has none for it; of several the last."""
+    return (None, *secrets_for(vendor_id, secrets))[-1]
+
+
+def secrets_for(vendor_id: str, secrets: str) -> tuple[str, ...]:
     """
-    Return the bearer secret of `vendor_id`, None where `secrets` has none for it.
+    Return every secret of `vendor_id`: while one replaces another, both sign.
 
     `secrets` is either one secret for every vendor, or pairs `vendor=secret,vendor=secret`.
     An `=` at the end is the padding of a base64 secret, not a pair.
     """
     if "=" not in secrets.rstrip("="):
-        return secrets or None
-    pairs = dict(pair.strip().split("=", 1) for pair in secrets.split(",") if "=" in pair)
-    return pairs.get(vendor_id) or None
+        return (secrets,) if secrets else ()
+    pairs = [pair.strip().split("=", 1) for pair in secrets.split(",") if "=" in pair]
+    return tuple(secret for name, secret in pairs if name == vendor_id and secret)

@@ -9,6 +9,8 @@ from typing import Any
 from agent.core import ledger
 from agent.core.errors import IllegalMove
 from agent.core.events import (
+    ArtifactsKept,
+    ArtifactsMissed,
     AttemptFailed,
     Decided,
     Event,
@@ -135,6 +137,18 @@ def _job_ended(run: Run, event: JobEnded) -> Run:
     )
 
 
+def _artifacts_kept(run: Run, event: ArtifactsKept) -> Run:
+    job = find_job(run, event.job_id)
+    closed_at = event.at if event.closed else None
+    return _with_job(run, job, event, artifacts=(*job.artifacts, *event.artifacts), artifacts_closed_at=closed_at)
+
+
+def _artifacts_missed(run: Run, event: ArtifactsMissed) -> Run:
+    job = find_job(run, event.job_id)
+    closed_at = event.at if event.closed else None
+    return _with_job(run, job, event, artifact_misses=job.artifact_misses + 1, artifacts_closed_at=closed_at)
+
+
 def _refund_announced(run: Run, event: RefundAnnounced) -> Run:
     payment = find_payment(run, event.payment_id)
     claim = RefundClaim(amount_atomic=event.amount_atomic, transaction=event.transaction, announced_at=event.at)
@@ -171,6 +185,8 @@ _RULES: Mapping[type, Callable[[Run, Any], Run]] = {
     JobObserved: _job_observed,
     JobMissed: _job_missed,
     JobEnded: _job_ended,
+    ArtifactsKept: _artifacts_kept,
+    ArtifactsMissed: _artifacts_missed,
     RefundAnnounced: _refund_announced,
     RefundSettled: _refund_settled,
     RunEnded: _run_ended,

@@ -6,16 +6,9 @@ Everything here follows from the run and the payment's number: made again, it is
 
 from datetime import datetime
 
+from agent.core.dialects import Challenge, write_payment
 from wire.eip712 import checksum_address, keccak256
-from wire.x402 import (
-    Authorization,
-    ExactPayload,
-    PaymentPayload,
-    PaymentRequired,
-    PaymentRequirements,
-    encode_header,
-    with_payment_identifier,
-)
+from wire.x402 import Authorization, ExactPayload, PaymentPayload, PaymentRequirements, with_payment_identifier
 
 _NONCE_DOMAIN = b"livery/payment/1"
 
@@ -50,18 +43,22 @@ def authorization_for(chosen: PaymentRequirements, payer: str, nonce: str, now: 
 
 
 def payment_header(
-    required: PaymentRequired,
+    challenge: Challenge,
     chosen: PaymentRequirements,
     authorization: Authorization,
     signature: str,
     identifier: str,
 ) -> str:
-    """Return the PAYMENT-SIGNATURE header: the seller's own words back, the cheque, and our payment's id."""
-    return encode_header(
-        PaymentPayload(
-            resource=required.resource,
-            accepted=chosen,
-            payload=ExactPayload(signature=signature, authorization=authorization),
-            extensions=with_payment_identifier(required.extensions, identifier),
-        )
+    """
+    Return the payment's header in the challenge's dialect: the seller's own words back, the cheque, our payment's id.
+
+    Version 1 has no place for the id; it goes in the Idempotency-Key alone.
+    """
+    required = challenge.required
+    payment = PaymentPayload(
+        resource=required.resource,
+        accepted=chosen,
+        payload=ExactPayload(signature=signature, authorization=authorization),
+        extensions=with_payment_identifier(required.extensions, identifier),
     )
+    return write_payment(challenge, payment)

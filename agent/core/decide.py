@@ -26,6 +26,7 @@ class Facts:
     attempts_max: int
     refund_wait_s: int
     overdue_s: int = 3_600
+    keeps_artifacts: bool = False
     cancel_requested_at: datetime | None = None
     vendors: tuple[Vendor, ...] = ()
     standings: tuple[Standing, ...] = ()
@@ -151,6 +152,16 @@ def _await_refunds(run: Run, facts: Facts, now: datetime) -> Action | None:
     return None
 
 
+def _await_artifacts(run: Run, facts: Facts, now: datetime) -> Action | None:
+    if not facts.keeps_artifacts or stop_wanted(run, facts.cancel_requested_at, now):
+        return None
+    completed = [job for job in run.jobs if job.status == "completed"]
+    # `agent.artifacts` closes them within its bound, whatever the vendor does.
+    if len(completed) >= run.job.count and any(job.artifacts_closed_at is None for job in completed):
+        return Wait(reason="the files of a completed job are being fetched", message="Fetching artifacts")
+    return None
+
+
 def _end(run: Run, facts: Facts, now: datetime) -> Action | None:
     done = sum(job.status == "completed" for job in run.jobs)
     if done >= run.job.count:
@@ -199,6 +210,7 @@ _RULES: tuple[Callable[[Run, Facts, datetime], Action | None], ...] = (
     _stop_jobs,
     _resolve_payments,
     _await_refunds,
+    _await_artifacts,
     _end,
     _await_jobs,
     _ask,

@@ -2,9 +2,11 @@
 The agent's errors, split by whose fault it is.
 
     AgentError
-    ├── Asked            the caller's: UnknownRun, RunFinished, RunBusy, KeyConflict
-    ├── VendorError      the vendor's: VendorUnreachable (retryable), VendorGarbled, VendorRefused
-    ├── Unavailable      the world's, retryable: StoreUnavailable, ChainUnavailable, WalletError, NoSigner
+    ├── Asked            the caller's: UnknownRun, UnknownArtifact, RunFinished, RunBusy, KeyConflict, BadSignature
+    ├── VendorError      the vendor's: VendorUnreachable (retryable), VendorGarbled, VendorRefused,
+    │                    ForeignAddress, VendorUnpayable
+    ├── Unavailable      the world's, retryable: StoreUnavailable, ArtifactsUnavailable, ChainUnavailable, WalletError,
+    │                    NoSigner
     ├── StaleClaim       nobody's: another tick was faster; drop what you have and stop
     └── Bug              ours: IllegalMove, StoreTooNew, RefundTaken
 
@@ -27,12 +29,20 @@ class UnknownRun(Asked):
     code = "run_not_found"
 
 
+class UnknownArtifact(Asked):
+    code = "artifact_not_found"
+
+
 class RunFinished(Asked):
     code = "run_finished"
 
 
 class KeyConflict(Asked):
     code = "idempotency_conflict"
+
+
+class BadSignature(Asked):
+    code = "bad_signature"
 
 
 class RunBusy(Asked):
@@ -56,10 +66,18 @@ class VendorGarbled(VendorError):
     """An answer that is not the API: HTML, a missing field, an endless body."""
 
 
+class VendorUnpayable(VendorGarbled):
+    """A 402 that wants something which is not given: money moved before the job is bound to it."""
+
+
 class VendorRefused(VendorError):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
+
+
+class ForeignAddress(VendorError):
+    """A file that is not at the vendor's own scheme, host and port: it is not asked for."""
 
 
 class Unavailable(AgentError):
@@ -68,6 +86,12 @@ class Unavailable(AgentError):
 
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"
+
+
+class ArtifactsUnavailable(Unavailable):
+    """The place that keeps artifacts cannot be written or read now: a full disk, a database that is away."""
+
+    code = "artifacts_unavailable"
 
 
 class ChainUnavailable(Unavailable):

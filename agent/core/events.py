@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from agent.core.model import Job, JobState, Payment, Phase, Run, RunStatus
-from agent.core.planning import WishedHours
+from agent.core.model import Artifact, Job, JobState, Payment, Phase, Run, RunStatus
+from agent.core.planning import Proposal, WishedHours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Decided:
     prompt: str = ""
     raw: str = ""
     fallback: bool = False
+    other: Proposal | None = None
     kind: Literal["decided"] = "decided"
 
 
@@ -160,6 +161,28 @@ class JobEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactsKept:
+    """These files of an ended job were fetched, are what they were said to be, and are kept; `closed`: no more come."""
+
+    at: datetime
+    job_id: str
+    artifacts: tuple[Artifact, ...]
+    closed: bool
+    kind: Literal["artifacts_kept"] = "artifacts_kept"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactsMissed:
+    """Files of an ended job could not be had; `closed`: they are not asked for again."""
+
+    at: datetime
+    job_id: str
+    detail: str
+    closed: bool
+    kind: Literal["artifacts_missed"] = "artifacts_missed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefundAnnounced:
     """The vendor says it sent money back. Nothing is counted before the chain shows it."""
 
@@ -203,6 +226,8 @@ Event = (
     | JobObserved
     | JobMissed
     | JobEnded
+    | ArtifactsKept
+    | ArtifactsMissed
     | RefundAnnounced
     | RefundSettled
     | RunEnded

@@ -15,6 +15,7 @@ from agent.core import events
 from agent.core.apply import apply, find_job, find_payment
 from agent.core.events import Event, event_document
 from agent.core.model import Entry, EntryType, LogHead, Run
+from agent.core.planning import Proposal
 from wire import decimal_json
 from wire.money import to_decimal
 
@@ -83,14 +84,20 @@ def _money(run: Run, atomic: int) -> str:
 
 
 def _decided(run: Run, event: events.Decided) -> str:
-    where = f" at {event.vendor_id} for {event.max_hours} h" if event.vendor_id else ""
-    return f"mode: {event.mode} · {event.action}{where} · {event.reason}"
+    other = "" if event.other is None else f" · instead of {_wish(event.other)}"
+    return f"{_wish(event)}{other}"
+
+
+def _wish(wish: events.Decided | Proposal) -> str:
+    where = f" at {wish.vendor_id} for {wish.max_hours} h" if wish.vendor_id else ""
+    return f"mode: {wish.mode} · {wish.action}{where} · {wish.reason}"
 
 
 def _reserved(run: Run, event: events.PaymentReserved) -> str:
     payment = event.payment
     return (
-        f"Reserved {_money(run, payment.amount_atomic)} for {payment.vendor_id} and signed it once, to {payment.pay_to}"
+        f"Reserved {_money(run, payment.amount_atomic)} for {payment.vendor_id}"
+        f" and signed it once, in {payment.dialect} to {payment.pay_to}"
     )
 
 
@@ -112,6 +119,17 @@ def _run_ended(run: Run, event: events.RunEnded) -> str:
     return f"Run {event.status}{why}: {_money(run, run.budget.spent_atomic)} spent"
 
 
+def _kept(run: Run, event: events.ArtifactsKept) -> str:
+    vendor_id = find_job(run, event.job_id).vendor_id
+    names = ", ".join(f"{artifact.name} ({artifact.bytes} bytes)" for artifact in event.artifacts)
+    return f"Kept of the job at {vendor_id}: {names}" if names else f"The job at {vendor_id} left no files"
+
+
+def _files_missed(run: Run, event: events.ArtifactsMissed) -> str:
+    what = "given up" if event.closed else "not there yet"
+    return f"Files of the job at {find_job(run, event.job_id).vendor_id} {what}: {event.detail}"
+
+
 def _quoted(run: Run, event: events.JobQuoted) -> str:
     job = event.job
     return f"{job.vendor_id} quotes {_money(run, job.expected_cost_atomic)} for {job.hours} h of {job.gpu_type}"
@@ -131,6 +149,8 @@ _READERS: Mapping[type, _Reader] = {
     events.PaymentSettled: ("payment_event", _settled),
     events.PaymentVoided: ("payment_event", lambda run, event: f"Not paid, released: {event.detail}"),
     events.JobEnded: ("metric", _ended),
+    events.ArtifactsKept: ("metric", _kept),
+    events.ArtifactsMissed: ("error", _files_missed),
     events.RunEnded: ("metric", _run_ended),
     events.JobLogged: ("job_log", lambda run, event: event.line),
     events.JobMissed: ("error", lambda run, event: f"No answer to a poll: {event.detail}"),

@@ -22,7 +22,8 @@ class Proposal:
     """
     A planner's wish. `code` says why it aborts (a refusal of `wire.problems`).
 
-    `fallback` says that another planner had to answer in its place.
+    `fallback` says that another planner had to answer in its place; `other` is what a second planner, asked as well,
+    would have done.
     """
 
     action: Literal["start_job", "wait", "abort"]
@@ -34,6 +35,7 @@ class Proposal:
     prompt: str = ""
     raw: str = ""
     fallback: bool = False
+    other: "Proposal | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,24 +1,28 @@
 """
 Folding a run's log again: the same run, and for every recorded tick the same decision, to the bit.
+
+What a model was asked cannot be asked again; the bandit's wishes are made again from the facts they were made from.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agent.core.apply import apply
-from agent.core.decide import Action, decide, tick_from
+from agent.core.bandit import advise
+from agent.core.decide import Action, TickRecord, decide, tick_from
 from agent.core.events import RunStarted, event_from
 from agent.core.log import broken_at
 from agent.core.model import Entry, LogHead, Run
+from agent.core.planning import Proposal, Question
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A recorded decision that is not made again. `decided` is today's answer."""
+    """A recorded decision, or a bandit's wish, that is not made again. `decided` is today's answer."""
 
     seq: int
-    recorded: Action
-    decided: Action
+    recorded: Action | Proposal
+    decided: Action | Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,20 @@ def replay(entries: Sequence[Entry]) -> Replayed:
             decided = decide(run, record.facts, record.now)
             if decided != record.action:
                 differences.append(Difference(entry.seq, record.action, decided))
+            asked = replace(run, log=LogHead(seq=entry.seq - 1, hash=entry.previous))
+            differences.extend(Difference(entry.seq, *pair) for pair in _wished_otherwise(asked, record))
         else:
             run = apply(run, event_from(entry.data))
     run = replace(run, log=LogHead(seq=entries[-1].seq, hash=entries[-1].hash))
     return Replayed(run, broken_at(entries), tuple(differences))
+
+
+def _wished_otherwise(run: Run, record: TickRecord) -> list[tuple[Proposal, Proposal]]:
+    """Return the recorded wishes of the bandit that it does not make again, each with today's."""
+    wish, facts = record.facts.proposal, record.facts
+    recorded = [replace(one, other=None) for one in (wish, wish and wish.other) if one and one.mode == "bandit"]
+    if not recorded:
+        return []
+    question = Question(run=run, vendors=facts.vendors, standings=facts.standings, now=record.now)
+    again = advise(question).proposal
+    return [(one, again) for one in recorded if one != again]

@@ -4,15 +4,19 @@ How the jobs of a vendor end, counted over every run: what happened, and how it 
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
+from agent.core.decide import stop_wanted
 from agent.core.events import AttemptFailed, Event, JobEnded
-from agent.core.model import Outcome, Run, Standing
+from agent.core.model import Job, Outcome, Run, Standing
+from reputation import decay
 
-HALF_LIFE_DAYS = 30
-_STEP = Decimal("0.001")
-# What an attempt may fail of that is no fault of the vendor's: our caps, our budget, our wish.
+HALF_LIFE = timedelta(days=30)
+# How long a vendor is left alone after a failure; each further one in a row doubles it.
+COOL_DOWN = timedelta(minutes=1)
+COOL_DOWN_MAX = timedelta(hours=1)
+# What an attempt may fail of before the vendor has the job that is no fault of the vendor's: our caps, our budget.
 OUR_REFUSALS = frozenset(
     {
         "over_payment_cap",
@@ -21,8 +25,6 @@ OUR_REFUSALS = frozenset(
         "over_day_cap",
         "over_hourly_price",
         "over_budget",
-        "cancelled",
-        "deadline_passed",
     }
 )
 
@@ -33,13 +35,12 @@ def opened(vendor_id: str, gpu_type: str, now: datetime) -> Standing:
 
 
 def faded(standing: Standing, now: datetime) -> Standing:
-    """Return `standing` as of `now`: counts halve every HALF_LIFE_DAYS."""
-    days = max(0.0, (now - standing.updated_at).total_seconds() / 86_400)
-    share = Decimal(str(0.5 ** (days / HALF_LIFE_DAYS)))
+    """Return `standing` as of `now`: counts halve every HALF_LIFE."""
+    age = now - standing.updated_at
     return replace(
         standing,
-        completed=(standing.completed * share).quantize(_STEP),
-        failed=(standing.failed * share).quantize(_STEP),
+        completed=decay.faded(standing.completed, age, HALF_LIFE),
+        failed=decay.faded(standing.failed, age, HALF_LIFE),
         updated_at=max(now, standing.updated_at),
     )
 
@@ -54,18 +55,33 @@ def counted(standing: Standing, outcome: Outcome) -> Standing:
     )
 
 
+def rests_until(failed_in_a_row: int, last_failed_at: datetime | None) -> datetime | None:
+    """Return when a vendor may be tried again after its failures, None where nothing was held against it."""
+    if last_failed_at is None or failed_in_a_row <= 0:
+        return None
+    return last_failed_at + min(COOL_DOWN * (1 << min(failed_in_a_row - 1, 16)), COOL_DOWN_MAX)
+
+
 def outcomes_of(run: Run, events: Iterable[Event]) -> tuple[Outcome, ...]:
-    """Return what `events` of `run` (applied to it already) say of vendors; a job cancelled by us says nothing."""
+    """
+    Return what `events` of `run` (applied to it already) say of vendors.
+
+    A job that was to be stopped by our wish and did not complete says nothing, nor does an attempt that our caps ended.
+    A cancelled job that nobody wished to stop was overdue, or the vendor gave it up.
+    """
     jobs = {job.job_id: job for job in run.jobs}
     found = []
     for event in events:
         if not isinstance(event, JobEnded | AttemptFailed):
             continue
         job = event.job if isinstance(event, AttemptFailed) else jobs[event.job_id]
-        reason = (job.error_message or "").partition(":")[0]
-        if job.status == "cancelled" or reason in OUR_REFUSALS:
+        succeeded = job.status == "completed"
+        if not succeeded and (stop_wanted(run, run.cancel_requested_at, event.at) or _is_refused_by_us(job)):
             continue
-        found.append(
-            Outcome(vendor_id=job.vendor_id, gpu_type=job.gpu_type, succeeded=job.status == "completed", at=event.at)
-        )
+        found.append(Outcome(vendor_id=job.vendor_id, gpu_type=job.gpu_type, succeeded=succeeded, at=event.at))
     return tuple(found)
+
+
+def _is_refused_by_us(job: Job) -> bool:
+    # What the vendor writes of a job it has is its own word, and could be one of ours.
+    return job.vendor_job_id is None and (job.error_message or "").partition(":")[0] in OUR_REFUSALS

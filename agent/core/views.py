@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from decimal import Decimal
+from urllib.parse import urlencode
 
 from agent.core.decide import Action, EndRun, StartJob
-from agent.core.model import Entry, Job, JobSpec, Payment, Run
+from agent.core.model import Artifact, Entry, Job, JobSpec, Payment, Run
 from wire.control import (
     ActionDocument,
+    ArtifactDocument,
     JobDocument,
     JobRequest,
     ObservationDocument,
@@ -51,7 +53,7 @@ def status_reply(run: Run, observations: Sequence[Entry]) -> StatusReply:
         run=run_document(run),
         jobs=tuple(_job_document(run, job) for job in reversed(run.jobs)),
         payments=tuple(_payment_document(run, payment) for payment in reversed(run.payments)),
-        observations=tuple(_observation_document(entry) for entry in reversed(observations)),
+        observations=tuple(observation_document(entry) for entry in reversed(observations)),
     )
 
 
@@ -98,11 +100,22 @@ def _job_document(run: Run, job: Job) -> JobDocument:
         actual_cost=None if cost is None else to_decimal(cost, run.asset),
         final_metrics=job.final_metrics,
         artifact_url=job.artifact_url,
+        artifacts=tuple(_artifact_document(run, job, artifact) for artifact in job.artifacts),
         error_message=job.error_message,
         job_params={name: value for name, value in job.job_params.items() if name != "env"},
         created_at=job.created_at,
         updated_at=job.updated_at,
         completed_at=job.completed_at,
+    )
+
+
+def _artifact_document(run: Run, job: Job, artifact: Artifact) -> ArtifactDocument:
+    query = urlencode({"runId": run.run_id, "jobId": job.job_id, "name": artifact.name})
+    return ArtifactDocument(
+        name=artifact.name,
+        bytes=artifact.bytes,
+        sha256=artifact.sha256,
+        url=f"/api/agent-artifact?{query}",
     )
 
 
@@ -118,6 +131,7 @@ def _payment_document(run: Run, payment: Payment) -> PaymentDocument:
         network=payment.network,
         payer=payment.payer,
         pay_to=payment.pay_to,
+        dialect=payment.dialect,
         status=payment.status,
         x402_tx_id=payment.transaction,
         refunded=to_decimal(payment.refunded_atomic, run.asset) if payment.refunded_atomic else Decimal(0),
@@ -128,7 +142,12 @@ def _payment_document(run: Run, payment: Payment) -> PaymentDocument:
     )
 
 
-def _observation_document(entry: Entry) -> ObservationDocument:
+def end_of(entry: Entry) -> str | None:
+    """Return the state that the run ended in, where `entry` says so."""
+    return str(entry.data["status"]) if entry.data.get("kind") == "run_ended" else None
+
+
+def observation_document(entry: Entry) -> ObservationDocument:
     return ObservationDocument(
         run_id=entry.run_id,
         seq=entry.seq,

@@ -8,6 +8,7 @@ save writes besides is in `mongo_documents`. Reads of a run and its parts see on
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from pymongo import ReturnDocument
@@ -110,21 +111,26 @@ class MongoStore:
         return Page(runs=page, cursor=more)
 
     async def read_log(
-        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None, after: int = 0
+        self,
+        run_id: str,
+        *,
+        types: Sequence[str] | None = None,
+        newest: int | None = None,
+        oldest: int | None = None,
+        after: int = 0,
     ) -> list[Entry]:
         """See `Store.read_log`. Of an unknown run, an empty list."""
         # To MongoDB a limit of 0 is none.
-        if not is_id(run_id) or (newest is not None and newest < 1):
+        limit, order = (newest, -1) if oldest is None else (oldest, 1)
+        if not is_id(run_id) or (limit is not None and limit < 1):
             return []
         condition: dict[str, Any] = {"runId": run_id, "seq": {"$gt": after}}
         if types is not None:
             condition["type"] = {"$in": list(types)}
         found = await self._run(
-            lambda database: (
-                database.observations.find(condition).sort("seq", -1).limit(0 if newest is None else newest).to_list()
-            )
+            lambda database: database.observations.find(condition).sort("seq", order).limit(limit or 0).to_list()
         )
-        return [decode(Entry, document) for document in reversed(found)]
+        return [decode(Entry, document) for document in found[::order]]
 
     async def due_runs(self, now: datetime, limit: int) -> list[str]:
         """See `Store.due_runs`."""
@@ -181,7 +187,8 @@ class MongoStore:
         """See `Store.take_notices`."""
         taken: list[Notice] = []
         while len(taken) < limit:
-            document = await self._run(lambda database: _take_notice(database, lease_s))
+            seen = [notice.notice_id for notice in taken]
+            document = await self._run(partial(_take_notice, lease_s=lease_s, seen=seen))
             if document is None:
                 break
             taken.append(decode(Notice, document))
@@ -273,9 +280,9 @@ def _now_plus(seconds: int) -> dict[str, Any]:
     return {"$dateToString": {"date": {"$add": ["$$NOW", seconds * 1_000]}, "format": _TEXT_FORMAT}}
 
 
-async def _take_notice(database: Database, lease_s: int) -> dict[str, Any] | None:
+async def _take_notice(database: Database, lease_s: int, seen: list[str]) -> dict[str, Any] | None:
     return await database.outbox.find_one_and_update(
-        {"$expr": {"$lte": ["$dueAt", _NOW]}},
+        {"_id": {"$nin": seen}, "$expr": {"$lte": ["$dueAt", _NOW]}},
         [{"$set": {"attempts": {"$add": ["$attempts", 1]}, "dueAt": _now_plus(lease_s)}}],
         sort=[("dueAt", 1), ("_id", 1)],
         return_document=ReturnDocument.AFTER,

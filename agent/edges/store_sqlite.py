@@ -93,12 +93,18 @@ class SqliteStore:
         return await self._read(lambda connection: _list_runs(connection, status, cursor, max(limit, 1)))
 
     async def read_log(
-        self, run_id: str, *, types: Sequence[str] | None = None, newest: int | None = None, after: int = 0
+        self,
+        run_id: str,
+        *,
+        types: Sequence[str] | None = None,
+        newest: int | None = None,
+        oldest: int | None = None,
+        after: int = 0,
     ) -> list[Entry]:
         """See `Store.read_log`. Of an unknown run, an empty list."""
         if not is_id(run_id):
             return []
-        return await self._read(lambda connection: _read_log(connection, run_id, types, newest, after))
+        return await self._read(lambda connection: _read_log(connection, run_id, types, newest, oldest, after))
 
     async def due_runs(self, now: datetime, limit: int) -> list[str]:
         """See `Store.due_runs`."""
@@ -238,12 +244,18 @@ def _list_runs(connection: sqlite3.Connection, status: str | None, cursor: str |
 
 
 def _read_log(
-    connection: sqlite3.Connection, run_id: str, types: Sequence[str] | None, newest: int | None, after: int
+    connection: sqlite3.Connection,
+    run_id: str,
+    types: Sequence[str] | None,
+    newest: int | None,
+    oldest: int | None,
+    after: int,
 ) -> list[Entry]:
     condition, values = "", list[str | int]((run_id, after))
     if types is not None:
         condition = f"AND type IN ({', '.join('?' * len(types))})"
         values += types
-    query = f"SELECT document FROM observations WHERE run_id = ? AND seq > ? {condition} ORDER BY seq DESC LIMIT ?"  # noqa: S608 - question marks
-    found = connection.execute(query, (*values, -1 if newest is None else max(newest, 0))).fetchall()
-    return [decode(Entry, decimal_json.loads(row[0])) for row in reversed(found)]
+    limit, order = (newest, "DESC") if oldest is None else (oldest, "ASC")
+    query = f"SELECT document FROM observations WHERE run_id = ? AND seq > ? {condition} ORDER BY seq {order} LIMIT ?"  # noqa: S608 - question marks and one of two words
+    found = connection.execute(query, (*values, -1 if limit is None else max(limit, 0))).fetchall()
+    return [decode(Entry, decimal_json.loads(row[0])) for row in (found if order == "ASC" else reversed(found))]

@@ -5,14 +5,16 @@ Retried, with jitter: only calls that may be made twice, and only where nothing 
 submission is sent once; sending it again is the tick's decision, with the same bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from pydantic import ValidationError
 
+from agent.core.dialects import DIALECTS, Challenge, read_challenge, settled_in
 from agent.core.errors import VendorError, VendorGarbled, VendorRefused, VendorUnreachable
-from agent.core.model import Vendor
+from agent.core.model import Dialect, Vendor
+from agent.edges.vendor_files import download
 from agent.ports import Declined, Submitted, Unsettled
 from outbound.http import BadAddress, HttpClient, HttpReply, OutboundError, TooLarge, Unreachable
 from wire.model import Body
@@ -30,15 +32,6 @@ from wire.vendor import (
     QuoteRequest,
     SubmitReply,
     secret_for,
-)
-from wire.x402 import (
-    PAYMENT_REQUIRED,
-    PAYMENT_RESPONSE,
-    PAYMENT_SIGNATURE,
-    HeaderError,
-    PaymentRequired,
-    SettleResponse,
-    decode_header,
 )
 
 BODY_BYTES_MAX = 1024 * 1024
@@ -76,31 +69,28 @@ class HttpVendors:
     async def quote(self, vendor: Vendor, request: QuoteRequest) -> Quote:
         return _read(Quote, await self._again(vendor, "POST", "/quote", request.to_json()))
 
-    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> PaymentRequired:
-        """Return the decoded 402 of an unpaid submission; any other answer is garbled."""
+    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> Challenge:
+        """Return what the 402 of an unpaid submission asks, and in which dialect; any other answer is garbled."""
         key = {IDEMPOTENCY_KEY_HEADER: payment_id}
         reply = await self._again(vendor, "POST", "/submit-job", request.encode(), key)
         if reply.status != 402:
             _refuse_failure(reply)
             raise VendorGarbled(f"an unpaid submission was answered {reply.status}, not 402")
-        try:
-            return decode_header(PaymentRequired, reply.headers.get(PAYMENT_REQUIRED.lower(), ""))
-        except HeaderError as error:
-            raise VendorGarbled(f"{PAYMENT_REQUIRED}: {error}") from None
+        return read_challenge(reply.headers, reply.content)
 
     async def submit(
-        self, vendor: Vendor, request: str, payment_id: str, header: str
+        self, vendor: Vendor, request: str, payment_id: str, header: str, dialect: Dialect
     ) -> Submitted | Unsettled | Declined:
         """Send the paid submission. Never raises: what is not a clear yes or no is Unsettled."""
-        headers = {IDEMPOTENCY_KEY_HEADER: payment_id, PAYMENT_SIGNATURE: header}
+        headers = {IDEMPOTENCY_KEY_HEADER: payment_id, DIALECTS[dialect].payment: header}
         try:
             reply = await self._call(vendor, "POST", "/submit-job", request.encode(), headers, self._submit_s)
             if reply.status == 200:
-                return Submitted(_read(SubmitReply, reply), _transaction(reply))
+                return Submitted(_read(SubmitReply, reply), settled_in(dialect, reply.headers))
         except VendorError as error:
             return Unsettled(str(error))
         if 400 <= reply.status < 500 and reply.status not in NOT_FINAL:
-            return Declined(reply.status, _detail(reply))
+            return Declined(reply.status, f"{dialect}: {_detail(reply)}")
         return Unsettled(_detail(reply))
 
     async def find(self, vendor: Vendor, payment_id: str) -> JobFound | None:
@@ -117,6 +107,10 @@ class HttpVendors:
 
     async def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply:
         return _read(ArtifactsReply, await self._get(vendor, f"/artifacts/{quote(vendor_job_id, safe='')}"))
+
+    def download(self, vendor: Vendor, url: str, *, timeout_s: float, bytes_max: int) -> AsyncGenerator[bytes, None]:
+        secret = secret_for(vendor.vendor_id, self._secrets)
+        return download(self._http, vendor, secret, url, timeout_s=timeout_s, bytes_max=bytes_max)
 
     async def _get(self, vendor: Vendor, path: str, tries: int = TRIES_MAX) -> HttpReply:
         return await self._again(vendor, "GET", path, None, tries=tries)
@@ -195,13 +189,6 @@ def _refuse_failure(reply: HttpReply) -> None:
         raise VendorUnreachable(_detail(reply))
     if reply.status >= 300 and reply.status != 402:
         raise VendorRefused(reply.status, _detail(reply))
-
-
-def _transaction(reply: HttpReply) -> str | None:
-    try:
-        return decode_header(SettleResponse, reply.headers.get(PAYMENT_RESPONSE.lower(), "")).transaction or None
-    except HeaderError:
-        return None
 
 
 def _detail(reply: HttpReply) -> str:

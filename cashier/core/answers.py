@@ -1,25 +1,17 @@
 """
 Every answer of the paid door. A payment whose fate is open is never answered with a fresh 402.
 
-Source: x402 specification v2, transports-v2/http.md; RFC 9457.
+Source: RFC 9457; what each dialect adds stands in `core.dialects`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from cashier.core.model import Answer, Taking
+from cashier.core.dialects import Ask, Dialects
+from cashier.core.model import Answer, DialectName, Taking
 from wire import decimal_json
 from wire.problems import problem_document
-from wire.x402 import (
-    PAYMENT_REQUIRED,
-    PAYMENT_RESPONSE,
-    PaymentRequired,
-    PaymentRequirements,
-    ResourceInfo,
-    SettleResponse,
-    declare_payment_identifier,
-    encode_header,
-)
+from wire.x402 import SettleResponse
 
 RETRY_AFTER_S = 1
 # What a payer is told; what happened inside is for the log.
@@ -40,35 +32,30 @@ def problem(code: str, detail: str, *, retry_after_s: int | None = None) -> Answ
     return Answer(status=document.status, headers={**_PROBLEM, **retry}, body=document.to_json())
 
 
-def payment_required(asked: PaymentRequirements, url: str, description: str) -> Answer:
+def payment_required(ask: Ask, dialects: Dialects) -> Answer:
     """Return the 402 that says what to sign."""
-    answer = problem("payment_required", f"{description} costs {asked.amount} atomic units of {asked.asset}")
-    return _with_challenge(answer, asked, url, description, "payment_required")
+    detail = f"{ask.description} costs {ask.asked.amount} atomic units of {ask.asked.asset}"
+    return _challenge("payment_required", detail, ask, dialects, "payment_required")
 
 
-def payment_invalid(asked: PaymentRequirements, url: str, description: str, reason: str) -> Answer:
-    """Return the 402 to a payment that was refused for good: nothing was charged."""
-    answer = _with_challenge(problem("payment_invalid", reason), asked, url, description, reason)
-    refused = SettleResponse(success=False, error_reason=reason, network=asked.network)
-    return Answer(
-        status=answer.status,
-        headers={**answer.headers, PAYMENT_RESPONSE.lower(): encode_header(refused)},
-        body=answer.body,
-    )
+def payment_invalid(ask: Ask, dialects: Dialects, spoken: DialectName, reason: str) -> Answer:
+    """Return the 402 to a payment in the dialect `spoken` that was refused for good: nothing was charged."""
+    answer = _challenge("payment_invalid", reason, ask, dialects, reason)
+    refused = SettleResponse(success=False, error_reason=reason, network=ask.asked.network)
+    told = dialects[spoken].settlement(refused, ask.now_s)
+    return Answer(status=answer.status, headers={**answer.headers, **told}, body=answer.body)
 
 
-def _with_challenge(answer: Answer, asked: PaymentRequirements, url: str, description: str, error: str) -> Answer:
-    challenge = PaymentRequired(
-        error=error,
-        resource=ResourceInfo(url=url, description=description, mime_type="application/json"),
-        accepts=(asked,),
-        extensions=declare_payment_identifier(),
-    )
-    return Answer(
-        status=answer.status,
-        headers={**answer.headers, PAYMENT_REQUIRED.lower(): encode_header(challenge)},
-        body=answer.body,
-    )
+def _challenge(code: str, detail: str, ask: Ask, dialects: Dialects, error: str) -> Answer:
+    """Return the problem `code` with what every dialect adds to it."""
+    document = problem_document(code, detail)
+    headers: dict[str, str] = dict(_PROBLEM)
+    members = document.document()
+    for dialect in dialects.values():
+        challenge = dialect.challenge(ask, error)
+        headers |= challenge.headers
+        members |= challenge.members
+    return Answer(status=document.status, headers=headers, body=decimal_json.dumps(members))
 
 
 def pending(taking: Taking) -> Answer:
@@ -82,8 +69,9 @@ def unknown(silent: str) -> Answer:
     return problem("facilitator_unavailable", UNKNOWN[silent], retry_after_s=RETRY_AFTER_S)
 
 
-def served(taking: Taking, document: Mapping[str, Any]) -> Answer:
-    """Return the 200 with what was started and the settlement that paid it."""
+def served(taking: Taking, document: Mapping[str, Any], dialects: Dialects, now_s: int) -> Answer:
+    """Return the 200 with what was started and the settlement that paid it, told in the payer's dialect."""
+    dialect = dialects.get(taking.dialect)
     settlement = SettleResponse(
         success=True,
         payer=taking.payer,
@@ -91,12 +79,10 @@ def served(taking: Taking, document: Mapping[str, Any]) -> Answer:
         network=taking.amount.network,
         amount=str(taking.amount.atomic),
     )
+    # A row may be older than this process, and speak what is not installed any more.
+    told = {} if dialect is None else dialect.settlement(settlement, now_s)
     return Answer(
         status=200,
-        headers={
-            "content-type": "application/json",
-            "cache-control": "no-store",
-            PAYMENT_RESPONSE.lower(): encode_header(settlement),
-        },
+        headers={"content-type": "application/json", "cache-control": "no-store", **told},
         body=decimal_json.dumps(dict(document)),
     )

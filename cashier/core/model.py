@@ -11,6 +11,8 @@ from typing import Any, Literal
 from wire.money import Amount
 from wire.x402 import Authorization, PaymentRequirements
 
+# How a payment was handed over: x402 version 2, version 1, or the Machine Payments Protocol.
+DialectName = Literal["x402-v2", "x402-v1", "mpp"]
 # claimed: held while it is verified, nothing sent. settling: a settlement may have been sent.
 # settled: the money is ours, the work is owed. served: the answer is stored.
 TakingState = Literal["claimed", "settling", "settled", "served"]
@@ -63,13 +65,19 @@ class Sale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cheque:
-    """A payment header as it was read: nothing in it is trusted yet. `payload` is its JSON as it came."""
+    """
+    A payment header as it was read: nothing in it is trusted yet.
 
+    `payload` is the payment in the JSON of x402 version 2, `wrong` why its dialect refuses it.
+    """
+
+    dialect: DialectName
     accepted: PaymentRequirements
     authorization: Authorization
     payload: Mapping[str, Any]
     payment_id: str
     fingerprint: str
+    wrong: str | None = None
 
     @property
     def payer(self) -> str:
@@ -99,6 +107,7 @@ class Taking:
     payload: Mapping[str, Any]
     url: str
     body: bytes
+    dialect: DialectName = "x402-v2"
     state: TakingState = "claimed"
     from_block: int = 0
     transaction: str | None = None

@@ -1,25 +1,18 @@
 """
 From a request's headers to a cheque, and whether the cheque is the one that was asked for.
 
-Source: x402 specification v2, transports-v2/http.md, schemes/exact/scheme_exact_evm.md, payment-identifier.
+Source: x402 specification v2, schemes/exact/scheme_exact_evm.md, payment-identifier.
 """
 
-import base64
 import hashlib
 import re
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from cashier.core.dialects import Ask, Dialect, Reading
 from cashier.core.model import Cheque, PaidRequest, Price, Taking
-from wire import decimal_json
 from wire.money import Amount, Asset
-from wire.x402 import (
-    PAYMENT_SIGNATURE,
-    HeaderError,
-    PaymentPayload,
-    PaymentRequirements,
-    decode_header,
-    payment_identifier,
-)
+from wire.x402 import HeaderError, PaymentRequirements
 
 # How long a cheque may stay valid: time to verify and settle, and to send it again after a failure.
 CHEQUE_TIMEOUT_S = 300
@@ -42,38 +35,44 @@ def requirements_for(amount: Amount, pay_to: str, asset: Asset) -> PaymentRequir
     )
 
 
-def read_cheque(request: PaidRequest) -> Cheque | None:
+def read_cheque(ask: Ask, dialects: Iterable[Dialect]) -> Cheque | None:
     """
-    Return the cheque in the PAYMENT-SIGNATURE header, None where there is no such header.
+    Return the cheque in the header of one of `dialects`, None where there is no such header.
 
     Raises:
-        HeaderError: it is too large, cannot be read, or names two payment ids.
+        HeaderError: it is too large, cannot be read, names two payment ids, or is not the only one.
     """
-    text = request.headers.get(PAYMENT_SIGNATURE.lower())
-    if text is None:
+    headers = ask.request.headers
+    spoken = [dialect for dialect in dialects if dialect.header in headers]
+    if not spoken:
         return None
-    payment = decode_header(PaymentPayload, text)
-    authorization = payment.payload.authorization
-    if int(authorization.valid_before) > SECONDS_MAX:
+    if len(spoken) > 1:
+        raise HeaderError(f"{' and '.join(dialect.header for dialect in spoken)}: one request has one payment")
+    dialect = spoken[0]
+    text = headers[dialect.header]
+    reading = dialect.read(text, ask)
+    if int(reading.authorization.valid_before) > SECONDS_MAX:
         raise HeaderError("validBefore lies beyond all time")
     return Cheque(
-        accepted=payment.accepted,
-        authorization=authorization,
-        payload=decimal_json.loads(base64.b64decode(text)),
-        payment_id=_payment_id(request, payment),
-        fingerprint=_fingerprint(request, text),
+        dialect=dialect.name,
+        accepted=reading.accepted,
+        authorization=reading.authorization,
+        payload=reading.payload,
+        payment_id=_payment_id(ask.request, reading),
+        fingerprint=_fingerprint(ask.request, text),
+        wrong=reading.wrong,
     )
 
 
-def _payment_id(request: PaidRequest, payment: PaymentPayload) -> str:
+def _payment_id(request: PaidRequest, reading: Reading) -> str:
     """Return the payer's own id (extension, else Idempotency-Key), else one derived from the authorization."""
-    identifier = payment_identifier(payment.extensions)
+    identifier = reading.identifier
     key = request.headers.get(IDEMPOTENCY_KEY)
     if key is not None and not _PAYMENT_ID.fullmatch(key):
         raise HeaderError("Idempotency-Key: a payment id is 16-128 of [A-Za-z0-9_-]")
     if identifier is not None and key is not None and identifier != key:
         raise HeaderError("Idempotency-Key and payment-identifier name two payments")
-    authorization = payment.payload.authorization
+    authorization = reading.authorization
     derived = hashlib.sha256(f"{authorization.from_}:{authorization.nonce}".lower().encode()).hexdigest()
     return identifier or key or f"auth_{derived[:40]}"
 
@@ -108,7 +107,7 @@ def mismatch(cheque: Cheque, asked: PaymentRequirements) -> str | None:
     for name, got, wanted in pairs:
         if got != wanted:
             return f"{name} is {got[:80]}, asked was {wanted}"
-    return None
+    return cheque.wrong
 
 
 def taking_for(cheque: Cheque, price: Price, request: PaidRequest) -> Taking:
@@ -124,4 +123,5 @@ def taking_for(cheque: Cheque, price: Price, request: PaidRequest) -> Taking:
         payload=cheque.payload,
         url=request.url,
         body=request.body,
+        dialect=cheque.dialect,
     )

@@ -1,1 +1,1 @@
-"""The cashier's hands: its tables in SQLite, a facilitator over HTTP, the chain."""
+"""The cashier's hands: its tables in SQLite, a facilitator over HTTP, the chain, the codec of MPP."""

@@ -52,6 +52,7 @@ SCHEMA = Schema(
                 settlement TEXT
             ) STRICT""",
         ),
+        ("ALTER TABLE payments_taken ADD COLUMN dialect TEXT NOT NULL DEFAULT 'x402-v2'",),
     ),
     indexes=(
         "CREATE INDEX payments_open ON payments_taken (pay_to) WHERE state != 'served'",
@@ -70,10 +71,10 @@ _RESERVED = """SELECT count(*) FROM payments_taken
 
 _INSERT = """INSERT INTO payments_taken (
         payer, nonce, payment_id, fingerprint, pay_to, amount_atomic, asset, network, valid_before_s, payload, url,
-        body, state, from_block, holder, lease_until_s
+        body, dialect, state, from_block, holder, lease_until_s
     ) VALUES (
         :payer, :nonce, :payment_id, :fingerprint, :pay_to, :amount_atomic, :asset, :network, :valid_before_s, :payload,
-        :url, :body, :state, :from_block, '', 0
+        :url, :body, :dialect, :state, :from_block, '', 0
     )"""
 
 _SAVE = """UPDATE payments_taken SET
@@ -209,6 +210,7 @@ def _columns(taking: Taking) -> dict[str, Any]:
         "payload": decimal_json.dumps(dict(taking.payload)).decode(),
         "url": taking.url,
         "body": taking.body,
+        "dialect": taking.dialect,
         "state": taking.state,
         "from_block": taking.from_block,
         "settlement": taking.transaction,
@@ -233,6 +235,7 @@ def _taking(row: sqlite3.Row) -> Taking:
         payload=decimal_json.loads(row["payload"]),
         url=row["url"],
         body=row["body"],
+        dialect=row["dialect"],
         state=row["state"],
         from_block=row["from_block"],
         transaction=row["settlement"],

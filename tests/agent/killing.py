@@ -16,7 +16,7 @@ from agent.ports import Agent
 from agent.tick import tick
 from agent.wiring import open_agent
 
-PORTS = ("store", "vendors", "chain", "wallet", "planner")
+PORTS = ("store", "artifacts", "vendors", "chain", "wallet", "planner")
 
 # Loaded once, in the process that the others are forked from.
 _HEAVY = (

@@ -1,7 +1,9 @@
 """A tick that is killed at any moment: the next one, of another process, ends with one payment and one job."""
 
+import hashlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -98,4 +100,31 @@ async def test_a_refund_whose_tick_is_killed_at_any_moment_is_counted_once(
         assert (run.reason, run.payments[0].status) == ("no_vendor_left", "refunded"), steps[deadly - 1]
         assert run.budget.spent_atomic == 700_000, steps[deadly - 1]
         assert len(await shared.lines(run_id, "job_log")) == 1, steps[deadly - 1]
+    await shared.check_books()
+
+
+async def test_files_whose_tick_is_killed_at_any_moment_are_kept_once(shared: World, settings: AgentSettings) -> None:
+    first = await shared.start()
+    await shared.until(first, lambda run: bool(run.jobs) and run.jobs[0].progress > Decimal("0.6"))
+    steps = await steps_of(shared, first)
+    assert steps.count("after artifacts.put") == 2
+    # From the question which files there are to their record; the moments around are those of any tick.
+    begin = steps.index("before vendors.artifacts") + 1
+    record = steps.index("after store.save", begin) + 1
+    for deadly in (step for step in moments(settings, steps) if begin <= step <= record):
+        run_id = await shared.start()
+        await shared.until(run_id, lambda run: bool(run.jobs) and run.jobs[0].progress > Decimal("0.6"))
+        assert tick_and_die(settings, run_id, deadly) == KILLED, steps[deadly - 1]
+        run = await shared.until_ended(run_id)
+        names = [artifact.name for artifact in run.jobs[0].artifacts]
+        assert (run.status, names) == ("completed", ["model.json", "training.log"]), steps[deadly - 1]
+        assert [line.partition(":")[0] for line in await shared.lines(run_id, "metric")] == [
+            "Job at gpu_vendor_1 completed",
+            "Kept of the job at gpu_vendor_1",
+            "Run completed",
+        ], steps[deadly - 1]
+        for artifact in run.jobs[0].artifacts:
+            kept = shared.agent.artifacts.open(run_id, run.jobs[0].job_id, artifact.name)
+            content = b"".join([chunk async for chunk in kept])
+            assert hashlib.sha256(content).hexdigest() == artifact.sha256
     await shared.check_books()

@@ -64,12 +64,12 @@ async def test_a_refund_that_comes_after_the_runs_end_is_counted_by_the_sweep(wo
     assert run.budget.spent_atomic == 3_200_000
     replace_agent(world, chain=held)
     world.store.ahead = timedelta(hours=1)
-    assert [(swept.run_id, swept.message) for swept in await sweep(world.agent)] == [(run_id, "Refund received")]
+    assert [(swept.run_id, swept.message) for swept in (await sweep(world.agent)).swept] == [(run_id, "Refund received")]
     run = await world.store.read_run(run_id)
     assert (run.status, run.payments[0].status) == ("completed", "refunded")
     assert run.budget.spent_atomic == 2_500_000
     assert run.next_tick_at is None
-    assert await sweep(world.agent) == []
+    assert (await sweep(world.agent)).swept == ()
     await world.check_books()
 
 
@@ -83,7 +83,7 @@ async def test_a_chain_that_is_away_does_not_keep_the_sweep_from_other_runs(worl
     waiting = await world.start(deadline=await world.store.now())
     world.store.ahead = timedelta(hours=1)
     replace_agent(world, chain=EvmChain(TokenReader(Rpc("http://127.0.0.1:9", HttpClient()), BASE_SEPOLIA_USDC)))
-    swept = {swept.run_id: swept.message for swept in await sweep(world.agent)}
+    swept = {swept.run_id: swept.message for swept in (await sweep(world.agent)).swept}
     assert swept[ended].startswith("chain_unavailable")
     assert swept[waiting] == "Run aborted"
 
@@ -91,11 +91,11 @@ async def test_a_chain_that_is_away_does_not_keep_the_sweep_from_other_runs(worl
 async def test_the_sweep_serves_due_runs_and_one_runs_trouble_does_not_stop_the_others(world: World) -> None:
     first, second = await world.start(), await world.start()
     claim = await world.store.claim(first, 60)
-    swept = {swept.run_id: swept.message for swept in await sweep(world.agent)}
+    swept = {swept.run_id: swept.message for swept in (await sweep(world.agent)).swept}
     assert swept == {first: "Busy", second: "Job started"}
     await world.store.release(first, claim.token, claim.now)
     # The second has nothing to do for a while.
-    assert [swept.run_id for swept in await sweep(world.agent)] == [first]
+    assert [swept.run_id for swept in (await sweep(world.agent)).swept] == [first]
     world.store.ahead = timedelta(minutes=1)
     for _ in range(4):
         await sweep(world.agent)
@@ -117,7 +117,7 @@ async def test_a_refund_that_never_comes_is_looked_for_ever_more_rarely_and_at_l
     while (due := (await world.store.read_run(run_id)).next_tick_at) is not None:
         looks.append(due)
         world.store.ahead += due - await world.store.now() + timedelta(seconds=1)
-        assert [swept.message for swept in await sweep(world.agent)] == ["Waiting for a refund"]
+        assert [swept.message for swept in (await sweep(world.agent)).swept] == ["Waiting for a refund"]
     gaps = [later - sooner for sooner, later in pairwise(looks)]
     assert len(gaps) < 20
     assert all(later > 1.9 * sooner for sooner, later in pairwise(gaps))

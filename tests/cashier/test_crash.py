@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 BOUNDARIES = 18
 
 
-async def _crash(world: World, payment, last: int) -> bool:
+async def _crash(world: World, payment, last: int, **request) -> bool:
     """Pay through edges that die at the `last` boundary; return whether they did."""
     fuse = Fuse(last)
     cashier = world.cashier(
@@ -35,7 +35,7 @@ async def _crash(world: World, payment, last: int) -> bool:
         return document
 
     try:
-        await world.pay(cashier, payment, start=start)
+        await world.pay(cashier, payment, start=start, **request)
     except Crash:
         return True
     return False

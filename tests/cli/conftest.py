@@ -78,6 +78,7 @@ def livery(tmp_path: Path) -> Livery:
             "DATABASE_URL": f"sqlite:///{tmp_path}/livery.db",
             "WEB3_PROVIDER_URL": "http://127.0.0.1:9",
             "LIVERY_URL": "http://127.0.0.1:9",
+            "PLANNER_MODE": "stub",
         },
     )
 

@@ -1,5 +1,8 @@
 """The command tree as a user meets it: help, tables, JSON, errors, exit codes."""
 
+import hashlib
+from pathlib import Path
+
 import click
 import pytest
 import typer
@@ -85,6 +88,24 @@ def test_the_mock_does_not_start_without_a_secret(livery: Livery) -> None:
     assert "GPU_VENDOR_SECRET is not set" in refused.err
 
 
+def _brings_what_the_job_left(buyer: Livery, run_id: str) -> None:
+    results = buyer.home / "results"
+    brought = buyer("run", "artifacts", run_id, "--to", str(results), "--local", "--json")
+    assert brought.code == 0, brought.err
+    assert [line["name"] for line in brought.json] == ["model.json", "training.log"]
+    for line in brought.json:
+        content = Path(line["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (line["bytes"], line["sha256"])
+        assert Path(line["path"]) == results / line["jobId"] / line["name"]
+    shown = buyer("run", "artifacts", run_id, "--local")
+    assert "training.log" in shown.out
+    assert "training.log" in buyer("run", "status", run_id, "--local").out
+    # What cannot be written is said in a sentence.
+    (buyer.home / "file").write_text("")
+    refused = buyer("run", "artifacts", run_id, "--to", str(buyer.home / "file"), "--local")
+    assert (refused.code, "Not a directory" in refused.err) == (1, True)
+
+
 @pytest.mark.row(7)
 def test_watching_a_run_ticks_it_to_its_end(buyer: Livery) -> None:
     started = buyer("run", "start", "Fine-tune tiny-llm", "--budget", "5", "--local", "--json")
@@ -98,6 +119,7 @@ def test_watching_a_run_ticks_it_to_its_end(buyer: Livery) -> None:
     assert shown["payments"][0]["x402TxId"].startswith("0x")
     replayed = buyer("run", "replay", run_id, "--json")
     assert (replayed.code, replayed.json["repeats"]) == (0, True)
+    _brings_what_the_job_left(buyer, run_id)
     listed = buyer("run", "list", "--local", "--json").json
     assert [one["_id"] for one in listed["runs"]] == [run_id]
 

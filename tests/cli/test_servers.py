@@ -43,9 +43,36 @@ def test_a_stopped_control_plane_drains_and_exits_with_0(livery: Livery, number:
     assert last["event"] == "control plane has stopped"
 
 
+def test_a_control_plane_with_a_secret_is_served_to_strangers_and_ticks_by_itself(livery: Livery) -> None:
+    told = {"LIVERY_API_SECRET": "the-secret", "LIVERY_AGENT_POLL_INTERVAL_S": "1"}
+    anywhere = "0.0.0.0"  # noqa: S104 - the secret keeps strangers out
+    process, url = _started(livery, "serve", "--host", anywhere, "--port", "0", "--tick", **told)
+    called = {"LIVERY_URL": url.replace(anywhere, "127.0.0.1"), "LIVERY_CLI_SECRET": "the-secret"}
+    assert "asks for its secret" in livery("run", "list", **called | {"LIVERY_CLI_SECRET": ""}).err
+    assert "secret is wrong" in livery("run", "list", **called | {"LIVERY_CLI_SECRET": "another"}).err
+    run_id = livery("run", "start", "x", "--budget", "5", "--json", **called).json["_id"]
+    assert livery("run", "cancel", run_id, **called).code == 0
+    deadline = time.monotonic() + 60
+    while livery("run", "status", run_id, "--json", **called).json["run"]["status"] != "cancelled":
+        assert time.monotonic() < deadline
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "the-secret" not in said
+
+
+def test_a_run_without_a_server_needs_no_secret_whatever_the_environment_has(livery: Livery) -> None:
+    told = {"LIVERY_API_SECRET": "the-secret", "LIVERY_CLI_SECRET": "another", "VERCEL": "1"}
+    shown = livery("run", "list", "--local", "--json", **told)
+    assert (shown.code, shown.json["runs"]) == (0, []), shown.err
+
+
+@pytest.mark.row(150)
 def test_a_taken_default_port_is_replaced_and_a_chosen_one_is_an_error(livery: Livery) -> None:
-    first, url = _started(livery, "vendor-mock", "--port", "0", GPU_VENDOR_SECRET="s")
+    # The command line wins over the environment.
+    first, url = _started(livery, "vendor-mock", "--port", "0", GPU_VENDOR_SECRET="s", PORT="65535")
     port = url.rpartition(":")[2]
+    assert port != "65535"
     refused = livery("vendor-mock", "--port", port, GPU_VENDOR_SECRET="s")
     assert refused.code == 1
     assert "cannot be bound" in refused.err

@@ -57,6 +57,7 @@ def _status() -> StatusReply:
         network="eip155:84532",
         payer="0xpayer",
         pay_to="0xvendor",
+        dialect="x402-v2",
         status="completed",
         x402_tx_id=TRANSACTION,
         refunded=Decimal(0),

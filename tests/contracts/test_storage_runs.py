@@ -41,7 +41,7 @@ async def test_a_run_with_all_that_it_owns_comes_back_as_it_was_stored(store: St
             status="refunded",
             refund=RefundClaim(amount_atomic=7, transaction="0xbb", announced_at=T0),
         ),
-        a_payment(),
+        a_payment(dialect="x402-v1"),
     )
     run = a_run(jobs=jobs, payments=payments, deadline=T0 + timedelta(days=1), next_tick_at=T0, log=log_of(2))
     entries = entries_of(run, [1, 2])

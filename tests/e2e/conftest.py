@@ -68,6 +68,7 @@ class Street:
 
     chain: DevChain
     vendors_url: str
+    facilitator_url: str
     folder: Path
 
 
@@ -93,7 +94,7 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
             LIVERY_VENDOR_MOCK_DATABASE=str(folder / "vendors.db"),
         )
         stack.callback(vendors.stop)
-        yield Street(chain, vendors.url, folder)
+        yield Street(chain, vendors.url, facilitator.url, folder)
 
 
 @pytest.fixture(params=["sqlite", "mongo"])
@@ -104,6 +105,7 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path, street: Street) 
         "LIVERY_AGENT_PRIVATE_KEY": PAYER.key,
         "LIVERY_AGENT_RPC_URL": street.chain.url,
         "GPU_VENDOR_SECRET": SECRET,
+        "PLANNER_MODE": "stub",
     }
     if request.param == "sqlite":
         return {**told, "DATABASE_URL": f"sqlite:///{tmp_path}/livery.db"}

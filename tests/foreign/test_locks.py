@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("folder", [ROOT, ROOT / "tests" / "foreign"])
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "tests" / "foreign", ROOT / "tests" / "foreign_legacy"])
 def test_a_lock_names_no_registry_and_leaves_no_version_open(folder: Path) -> None:
     packages = json.loads((folder / "package-lock.json").read_text())["packages"]
     assert not [name for name, entry in packages.items() if "resolved" in entry]

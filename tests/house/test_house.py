@@ -27,7 +27,7 @@ ADDRESSES = re.compile(
 EVASIONS = re.compile(
     r"pytest\.sk" r"ip|mark\.sk" r"ip|\bxf" r"ail\(|unittest\.mo" r"ck|monkeypatch\.set" r"attr\((?!sys,)"
 )
-ENTRY_POINTS = {"cli.app", "docs.generate"}
+ENTRY_POINTS = {"api.aws", "cli.app", "docs.generate"}
 PURE = ("wire", "agent/core", "cashier/core", "reputation")
 CLOCKS = {"now", "utcnow", "today"}
 

@@ -12,12 +12,14 @@ from tests.house.tree import ROOT
 
 HEAVY = (
     "Crypto",
+    "boto3",
     "coincurve",
     "eth_account",
     "eth_utils",
     "jinja2",
     "jwt",
     "limits",
+    "mangum",
     "openai",
     "prometheus_client",
     "torch",
@@ -46,7 +48,7 @@ def modules_after(module: str, **environment: str) -> set[str]:
 
 def test_the_control_plane_imports_nothing_heavy_and_not_the_store_it_does_not_use(tmp_path: Path) -> None:
     loaded = modules_after("api.app", DATABASE_URL=f"sqlite:///{tmp_path}/livery.db")
-    assert sorted(loaded & {*HEAVY, "pymongo", "motor"}) == []
+    assert sorted(loaded & {*HEAVY, "pymongo", "motor", "uvicorn", "api.aws"}) == []
     assert "fastapi" in loaded
 
 

@@ -12,6 +12,7 @@ from agent.core.events import Event
 from agent.core.model import Budget, RefundClaim, Run
 from tests.agent.core.values import (
     EVENTS,
+    MODEL,
     PRICE,
     REFUND,
     SETTLEMENT,
@@ -249,6 +250,28 @@ def test_an_ended_job_keeps_what_its_vendor_said_last(status: Any) -> None:
             "completed_at": at(1),
             "updated_at": at(1),
         },
+    )
+
+
+def test_files_that_were_kept_are_added_and_the_last_of_them_close_the_job() -> None:
+    ended = a_running_run({"status": "completed", "completed_at": T0}, {})
+    first = events.ArtifactsKept(at=at(1), job_id=JOB, artifacts=(MODEL,), closed=False)
+    assert of_job(ended, first) == ({"updated_at": at(1)}, {"artifacts": (MODEL,), "updated_at": at(1)})
+    log = replace(MODEL, name="training.log")
+    last = events.ArtifactsKept(at=at(2), job_id=JOB, artifacts=(log,), closed=True)
+    assert of_job(apply(ended, first), last) == (
+        {"updated_at": at(2)},
+        {"artifacts": (MODEL, log), "artifacts_closed_at": at(2), "updated_at": at(2)},
+    )
+
+
+@pytest.mark.parametrize(("closed", "more"), [(False, {}), (True, {"artifacts_closed_at": at(1)})])
+def test_files_that_were_missed_are_counted_and_given_up_in_the_end(closed: bool, more: Any) -> None:
+    ended = a_running_run({"status": "failed", "completed_at": T0, "artifact_misses": 1}, {})
+    missed = events.ArtifactsMissed(at=at(1), job_id=JOB, detail="nobody there", closed=closed)
+    assert of_job(ended, missed) == (
+        {"updated_at": at(1)},
+        {"artifact_misses": 2, "updated_at": at(1)} | more,
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.cheque import authorization_for, payment_header, payment_id, payment_nonce
-from tests.agent.core.values import PAY_TO, PAYER, T0, USDC, required, requirements
+from tests.agent.core.values import PAY_TO, PAYER, T0, USDC, challenge, required, requirements
 from wire.eip712 import typed_data
 from wire.x402 import (
     Authorization,
@@ -73,7 +73,8 @@ def a_header(asked: PaymentRequired) -> tuple[Authorization, str, str]:
     authorization = authorization_for(asked.accepts[0], account.address, payment_nonce("run_1", 1), T0)
     signed = account.sign_typed_data(full_message=typed_data(authorization, USDC))
     signature = "0x" + signed.signature.hex()
-    return authorization, signature, payment_header(asked, asked.accepts[0], authorization, signature, IDENTIFIER)
+    header = payment_header(challenge(asked), asked.accepts[0], authorization, signature, IDENTIFIER)
+    return authorization, signature, header
 
 
 def test_a_header_holds_the_sellers_words_the_cheque_and_our_id() -> None:

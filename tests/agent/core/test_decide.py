@@ -269,8 +269,44 @@ def test_the_same_run_facts_and_time_decide_the_same() -> None:
             assert (run, known) == before
 
 
+@pytest.mark.parametrize(
+    ("count", "states", "waits"),
+    [
+        (1, ["completed"], True),
+        (2, ["completed"], False),
+        (1, ["failed"], False),
+        (1, ["failed", "completed"], True),
+        (2, ["completed", "completed"], True),
+        (1, [], False),
+    ],
+)
+def test_a_run_ends_as_completed_when_the_files_of_its_jobs_are_kept_or_given_up(
+    count: int, states: list[str], waits: bool
+) -> None:
+    run = run_with(*states, count=count)
+    held = Wait(reason="the files of a completed job are being fetched", message="Fetching artifacts")
+    free = decided(run)
+    assert free != held
+    assert decided(run, keeps_artifacts=True) == (held if waits else free)
+    closed = replace(
+        run,
+        # A failed job's files hold nothing up.
+        jobs=tuple(replace(job, artifacts_closed_at=NOW if job.status == "completed" else None) for job in run.jobs),
+    )
+    assert decided(closed, keeps_artifacts=True) == free
+    half = replace(closed, jobs=(*closed.jobs[:-1], *run.jobs[-1:]))
+    assert decided(half, keeps_artifacts=True) == (held if waits else free)
+
+
+def test_a_run_that_is_to_end_does_not_wait_for_files() -> None:
+    run = run_with("completed")
+    assert decided(run, keeps_artifacts=True, cancel_requested_at=T0) == EndRun(status="completed")
+    assert decided(replace(run, deadline=NOW), keeps_artifacts=True) == EndRun(status="completed")
+
+
 def test_facts_know_nothing_that_was_not_told() -> None:
     known = Facts(attempts_max=1, refund_wait_s=0)
+    assert not known.keeps_artifacts
     assert (known.cancel_requested_at, known.vendors, known.proposal, known.overdue_s) == (None, (), None, 3_600)
     assert (Wait(reason="r").message, EndRun(status="failed").reason, EndRun(status="failed").detail) == (
         "Waiting",

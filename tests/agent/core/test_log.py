@@ -16,7 +16,20 @@ from agent.core.decide import TickRecord, Wait, tick_document
 from agent.core.events import Event, event_document
 from agent.core.log import broken_at, record, record_tick
 from agent.core.model import OBSERVATION_TYPES, Entry, JobSpec, LogHead
-from tests.agent.core.values import EVENTS, PAY_TO, REFUND, SETTLEMENT, STARTED, T0, a_job, a_run, at, facts, run_after
+from tests.agent.core.values import (
+    EVENTS,
+    MODEL,
+    PAY_TO,
+    REFUND,
+    SETTLEMENT,
+    STARTED,
+    T0,
+    a_job,
+    a_run,
+    at,
+    facts,
+    run_after,
+)
 from wire import decimal_json
 
 RUN, ENTRIES = record(STARTED, EVENTS)
@@ -26,7 +39,7 @@ LINES = [
     ("event", "run_started"),
     ("agent_reasoning", "mode: stub · start_job at gpu_vendor_1 for 1.00 h · it is first"),
     ("payment_event", "gpu_vendor_1 quotes 1.4 USDC for 1.00 h of A10"),
-    ("payment_event", f"Reserved 1.4 USDC for gpu_vendor_1 and signed it once, to {PAY_TO}"),
+    ("payment_event", f"Reserved 1.4 USDC for gpu_vendor_1 and signed it once, in x402-v2 to {PAY_TO}"),
     ("payment_event", "No final word yet: 202: pending"),
     ("payment_event", f"Paid 1.4 USDC to gpu_vendor_1 in {SETTLEMENT}"),
     ("event", "job_submitted"),
@@ -36,17 +49,19 @@ LINES = [
     ("payment_event", f"A refund of 0.7 USDC was announced in {REFUND}"),
     ("error", "Job at gpu_vendor_1 failed: CUDA out of memory"),
     ("payment_event", f"0.7 USDC came back in {REFUND}"),
+    ("error", "Files of the job at gpu_vendor_1 not there yet: nobody there"),
     ("error", "gpu_vendor_1: bad_quote: the quote is zero"),
     ("payment_event", "gpu_vendor_1 quotes 1.4 USDC for 1.00 h of A10"),
-    ("payment_event", f"Reserved 1.4 USDC for gpu_vendor_1 and signed it once, to {PAY_TO}"),
+    ("payment_event", f"Reserved 1.4 USDC for gpu_vendor_1 and signed it once, in x402-v2 to {PAY_TO}"),
     ("payment_event", "Not paid, released: the cheque lapsed unused"),
     ("error", "over_run_cap: 4 + 1 is above 4"),
     ("metric", "Job at gpu_vendor_1 cancelled: no reason given"),
     ("payment_event", "gpu_vendor_1 quotes 1.4 USDC for 1.00 h of A10"),
-    ("payment_event", f"Reserved 1.4 USDC for gpu_vendor_1 and signed it once, to {PAY_TO}"),
+    ("payment_event", f"Reserved 1.4 USDC for gpu_vendor_1 and signed it once, in x402-v2 to {PAY_TO}"),
     ("payment_event", f"Paid 1.4 USDC to gpu_vendor_1 in 0x{'ef' * 32}"),
     ("event", "job_submitted"),
     ("metric", "Job at gpu_vendor_1 completed: accuracy 0.9, loss 0.10"),
+    ("metric", "Kept of the job at gpu_vendor_1: model.json (3 bytes)"),
     ("metric", "Run completed: 2.1 USDC spent"),
 ]
 
@@ -92,6 +107,28 @@ def test_an_end_of_a_job_says_what_there_is_to_say(end: Any, content: tuple[str,
     run = run_after(*EVENTS[1:7])
     _, (entry,) = record(run, [events.JobEnded(at=T0, job_id="run_1-job-1", **end)])
     assert (entry.type, entry.content) == content
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            events.ArtifactsKept(at=T0, job_id="run_1-job-1", artifacts=(), closed=True),
+            ("metric", "The job at gpu_vendor_1 left no files"),
+        ),
+        (
+            events.ArtifactsKept(at=T0, job_id="run_1-job-1", artifacts=(MODEL, MODEL), closed=False),
+            ("metric", "Kept of the job at gpu_vendor_1: model.json (3 bytes), model.json (3 bytes)"),
+        ),
+        (
+            events.ArtifactsMissed(at=T0, job_id="run_1-job-1", detail="'x': hash mismatch", closed=True),
+            ("error", "Files of the job at gpu_vendor_1 given up: 'x': hash mismatch"),
+        ),
+    ],
+)
+def test_what_became_of_a_jobs_files_is_said(event: Event, line: tuple[str, str]) -> None:
+    _, (entry,) = record(run_after(*EVENTS[1:7]), [event])
+    assert (entry.type, entry.content) == line
 
 
 def test_what_people_read_is_of_the_five_types() -> None:

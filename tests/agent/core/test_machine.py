@@ -14,7 +14,7 @@ from agent.core.log import broken_at, record
 from agent.core.model import Entry, Job, Payment, Run
 from agent.core.replay import replay
 from agent.core.states import JOB_ENDS, JOB_MOVES, OPEN_PAYMENTS, PAYMENT_MOVES, RUN_ENDS, RUN_MOVES
-from tests.agent.core.values import REFUND, SETTLEMENT, a_job, a_payment, a_run, at
+from tests.agent.core.values import MODEL, REFUND, SETTLEMENT, a_job, a_payment, a_run, at
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -69,6 +69,15 @@ class RunMachine(RuleBasedStateMachine):
         self.happen(
             events.PaymentReserved(at=self.now(), payment=a_payment(number, job_id=job_id, amount_atomic=amount))
         )
+
+    @precondition(lambda self: self.jobs(*JOB_ENDS))
+    @rule(pick=st.randoms(use_true_random=False), kept=st.booleans(), closed=st.booleans())
+    def fetch_files(self, pick: object, kept: bool, closed: bool) -> None:
+        job_id = pick.choice(self.jobs(*JOB_ENDS)).job_id
+        if kept:
+            self.happen(events.ArtifactsKept(at=self.now(), job_id=job_id, artifacts=(MODEL,), closed=closed))
+        else:
+            self.happen(events.ArtifactsMissed(at=self.now(), job_id=job_id, detail="nobody there", closed=closed))
 
     @precondition(lambda self: self.run.payments)
     @rule(pick=st.randoms(use_true_random=False))

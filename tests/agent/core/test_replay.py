@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from agent.core import events
-from agent.core.decide import AskPlanner, EndRun, StartJob, TickRecord, Wait, decide, tick_document
+from agent.core.bandit import advise
+from agent.core.decide import AskPlanner, EndRun, StartJob, TickRecord, Wait, decide, tick_document, tick_from
 from agent.core.log import record, record_tick
 from agent.core.model import Entry, Run
-from agent.core.planning import first_vendor
+from agent.core.planning import Proposal, Question, first_vendor
 from agent.core.replay import Difference, Replayed, replay
 from tests.agent.core.values import EVENTS, STARTED, at, facts
 from wire import decimal_json
@@ -83,6 +84,34 @@ def test_every_difference_is_reported_in_order() -> None:
     found = replay(log)
     assert [one.seq for one in found.differences] == [log[index].seq for index in ticks]
     assert {one.recorded for one in found.differences} == {Wait(reason="tampered")}
+
+
+def a_bandits_tick(**changes: Any) -> list[Entry]:
+    """Return the log of a run whose one decision was a bandit's, recorded with `changes` to its wish."""
+    run, entries = record(STARTED, EVENTS[:1])
+    question = Question(run=run, vendors=facts().vendors, standings=(), now=at(1))
+    known = facts(proposal=replace(advise(question).proposal, **changes))
+    tick = TickRecord(now=at(1), facts=known, action=decide(run, known, at(1)))
+    run, entry = record_tick(
+        run, at(1), decimal_json.plain(decimal_json.loads(decimal_json.dumps(tick_document(tick))))
+    )
+    return [*entries, entry]
+
+
+@pytest.mark.parametrize("other", [None, first_vendor(STARTED, facts().vendors)])
+def test_a_bandits_wish_is_made_again(other: Proposal | None) -> None:
+    assert replay(a_bandits_tick(other=other)).differences == ()
+
+
+@pytest.mark.parametrize("as_other", [False, True])
+def test_a_wish_the_bandit_would_not_make_is_a_difference(as_other: bool) -> None:
+    [*_, tick] = a_bandits_tick()
+    honest = tick_from(tick.data).facts.proposal
+    assert honest is not None
+    forged = replace(honest, reason="the vendor is a friend")
+    log = a_bandits_tick(mode="llm", other=forged) if as_other else a_bandits_tick(reason=forged.reason)
+    [found] = [one for one in replay(log).differences if isinstance(one.recorded, Proposal)]
+    assert (found.seq, found.recorded, found.decided) == (2, forged, honest)
 
 
 @pytest.mark.parametrize("first", [0, 2])

@@ -8,7 +8,7 @@ import pytest
 
 from agent.core.decide import AskPlanner, CancelJobs, EndRun, StartJob, Wait
 from agent.core.log import record
-from agent.core.model import Budget, JobSpec
+from agent.core.model import Artifact, Budget, JobSpec
 from agent.core.views import action_document, run_document, status_reply
 from tests.agent.core.values import (
     EVENTS,
@@ -106,6 +106,7 @@ def test_a_job_is_shown_with_every_field_and_without_the_owners_environment() ->
         actual_cost_atomic=0,
         final_metrics={"loss": Decimal("0.1")},
         artifact_url="http://vendor/artifacts/1",
+        artifacts=(Artifact(name="../a &b", bytes=3, sha256="0a" * 32),),
         error_message="CUDA out of memory",
         job_params={"goal": "g", "env": {"HF_TOKEN": "hf_secret"}, "params": {"epochs": 3}},
         updated_at=at(1),
@@ -126,6 +127,14 @@ def test_a_job_is_shown_with_every_field_and_without_the_owners_environment() ->
         "actualCost": Decimal(0),
         "finalMetrics": {"loss": Decimal("0.1")},
         "artifactUrl": "http://vendor/artifacts/1",
+        "artifacts": (
+            {
+                "name": "../a &b",
+                "bytes": 3,
+                "sha256": "0a" * 32,
+                "url": "/api/agent-artifact?runId=run_1&jobId=run_1-job-1&name=..%2Fa+%26b",
+            },
+        ),
         "errorMessage": "CUDA out of memory",
         "jobParams": {"goal": "g", "params": {"epochs": 3}},
         "createdAt": T0,
@@ -148,6 +157,7 @@ def test_a_payment_is_shown_with_every_field_and_without_its_cheque() -> None:
         refunded_atomic=700_000,
         error_message="202: pending",
         updated_at=at(1),
+        dialect="x402-v1",
     )
     reply = status_reply(a_run(payments=(payment,)), ())
     assert reply.payments[0].document() == {
@@ -161,6 +171,7 @@ def test_a_payment_is_shown_with_every_field_and_without_its_cheque() -> None:
         "network": "eip155:84532",
         "payer": PAYER,
         "payTo": PAY_TO,
+        "dialect": "x402-v1",
         "status": "refunded",
         "x402TxId": SETTLEMENT,
         "refunded": Decimal("0.7"),

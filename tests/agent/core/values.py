@@ -6,9 +6,10 @@ from typing import Any
 
 from agent.core import events, ledger
 from agent.core.decide import Facts
+from agent.core.dialects import Challenge
 from agent.core.events import Event
 from agent.core.log import record
-from agent.core.model import Job, Payment, RefundClaim, Run, Vendor
+from agent.core.model import Artifact, Job, Payment, RefundClaim, Run, Vendor
 from agent.core.policy import SpendingPolicy
 from tests.contracts import store_values
 from tests.contracts.store_values import PAY_TO, PAYER, T0
@@ -19,6 +20,7 @@ USDC = BASE_SEPOLIA_USDC
 PRICE = 1_400_000
 SETTLEMENT = "0x" + "ab" * 32
 REFUND = "0x" + "cd" * 32
+MODEL = Artifact(name="model.json", bytes=3, sha256="0a" * 32)
 
 __all__ = ["PAYER", "PAY_TO", "T0"]
 
@@ -78,6 +80,11 @@ def required(*accepts: PaymentRequirements, extensions: dict[str, Any] | None = 
     return PaymentRequired(resource=resource, accepts=accepts, extensions=extensions)
 
 
+def challenge(asked: PaymentRequired) -> Challenge:
+    """Return `asked` as a seller of version 2 says it."""
+    return Challenge(required=asked, dialect="x402-v2", said=tuple(offer.document() for offer in asked.accepts))
+
+
 def facts(**changes: Any) -> Facts:
     return Facts(**{"attempts_max": 3, "refund_wait_s": 60, "vendors": (a_vendor(1), a_vendor(2))} | changes)
 
@@ -117,6 +124,7 @@ EVENTS: tuple[Event, ...] = (
         error_message="CUDA out of memory",
     ),
     events.RefundSettled(at=at(11), payment_id="run_1-payment-1", amount_atomic=700_000, transaction=REFUND),
+    events.ArtifactsMissed(at=at(11), job_id="run_1-job-1", detail="nobody there", closed=False),
     events.AttemptFailed(at=at(12), job=a_job(2, status="failed", error_message="bad_quote: the quote is zero")),
     events.JobQuoted(at=at(13), job=a_job(3)),
     events.PaymentReserved(at=at(14), payment=a_payment(3)),
@@ -136,6 +144,7 @@ EVENTS: tuple[Event, ...] = (
         final_metrics={"loss": Decimal("0.10"), "accuracy": Decimal("0.9")},
         artifact_url="http://localhost:4001/artifacts/vjob-4",
     ),
+    events.ArtifactsKept(at=at(21), job_id="run_1-job-4", artifacts=(MODEL,), closed=True),
     events.RunEnded(at=at(22), status="completed"),
 )
 

@@ -44,6 +44,13 @@ def test_our_own_name_comes_first_and_is_the_fields(field: str) -> None:
         ("rpc_url", ["WEB3_PROVIDER_URL", "WEB3_PROVIDER_URI"]),
         ("vendor_secrets", ["GPU_VENDOR_SECRET"]),
         ("planner_mode", ["PLANNER_MODE"]),
+        ("artifact_url", ["ARTIFACT_URL"]),
+        ("llm_api_key", ["FIREWORKS_API_KEY"]),
+        ("llm_model", ["FIREWORKS_MODEL"]),
+        ("cdp_api_key_id", ["CDP_API_KEY_ID", "CDP_KEY"]),
+        ("cdp_api_key_secret", ["CDP_API_KEY_SECRET", "CDP_SECRET"]),
+        ("cdp_wallet_secret", ["CDP_WALLET_SECRET"]),
+        ("wallet_id", ["X402_WALLET_ID"]),
     ],
 )
 def test_older_names_are_accepted_in_their_order(
@@ -73,11 +80,11 @@ def test_the_environment_wins_over_a_file(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert (settings.rpc_url, settings.lease_s) == ("http://file:1", 8)
 
 
-def test_nothing_set_is_the_local_chain_the_stub_and_no_key() -> None:
+def test_nothing_set_is_the_local_chain_no_planner_and_no_key() -> None:
     settings = read()
     assert settings.database_url.get_secret_value() == "sqlite:///~/.livery/livery.db"
     assert (settings.network, settings.rpc_url) == ("base-sepolia", "http://localhost:8545")
-    assert (settings.planner_mode, settings.database_name) == ("stub", "livery")
+    assert (settings.planner_mode, settings.database_name) == (None, "livery")
     assert (settings.private_key, settings.keystore_password) == (None, None)
     caps = (settings.payment_max, settings.run_max, settings.vendor_day_max, settings.wallet_day_max)
     assert caps == (Decimal(10), Decimal(100), Decimal(100), Decimal(200))
@@ -97,6 +104,10 @@ def test_nothing_set_is_the_local_chain_the_stub_and_no_key() -> None:
         ("LIVERY_AGENT_POLL_INTERVAL_S", "0"),
         ("LIVERY_AGENT_ATTEMPTS_MAX", "0"),
         ("LIVERY_AGENT_ATTEMPTS_MAX", "1001"),
+        ("LIVERY_AGENT_LLM_BASE_URL", "ftp://host/v1"),
+        ("LIVERY_AGENT_LLM_BASE_URL", "https://me:hush@host/v1"),
+        ("LIVERY_AGENT_LLM_TIMEOUT_S", "0"),
+        ("LIVERY_AGENT_LLM_TIMEOUT_S", "61"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -113,6 +124,8 @@ def test_a_value_out_of_bounds_is_refused_by_its_name(monkeypatch: pytest.Monkey
         ("DATABASE_URL", "hush-hush:me@host", "begins with sqlite:///, mongodb:// or mongodb+srv://, not nothing"),
         ("DATABASE_URL", "http://[hush-hush", "begins with sqlite:///, mongodb:// or mongodb+srv://, not http"),
         ("DATABASE_URL", "sqlite:///", "ends after sqlite:///, it names no database"),
+        ("ARTIFACT_URL", "s3://me:hush-hush@host/bucket", "a path, file:///path or mongodb://…, not s3://"),
+        ("ARTIFACT_URL", "file://hush-hush/path", "a path, file:///path or mongodb://…, not file://"),
         ("LIVERY_AGENT_PAYMENT_MAX", "0.0000001", "USDC has 6 decimals"),
         ("LIVERY_AGENT_RUN_MAX", "1.1234567", "USDC has 6 decimals"),
         ("LIVERY_AGENT_VENDOR_DAY_MAX", "1000000001", "an amount is at most 1000000000 USDC"),
@@ -139,7 +152,8 @@ def test_a_cap_may_be_the_least_and_the_largest_amount(monkeypatch: pytest.Monke
 
 def test_settings_are_frozen_and_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "mongodb://me:hush-hush@host")
-    for name in ("X402_PRIVATE_KEY", "LIVERY_AGENT_KEYSTORE_PASSWORD", "GPU_VENDOR_SECRET"):
+    secrets = ("X402_PRIVATE_KEY", "LIVERY_AGENT_KEYSTORE_PASSWORD", "GPU_VENDOR_SECRET", "FIREWORKS_API_KEY")
+    for name in (*secrets, "CDP_API_KEY_ID", "CDP_API_KEY_SECRET", "CDP_WALLET_SECRET"):
         monkeypatch.setenv(name, "hush-hush")
     settings = read()
     assert "hush-hush" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"

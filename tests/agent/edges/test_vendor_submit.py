@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from agent.core.errors import VendorUnreachable
-from agent.core.model import Vendor
+from agent.core.model import Dialect, Vendor
 from agent.edges import vendor_http
 from agent.edges.vendor_http import HttpVendors, VendorSilent
 from agent.ports import Declined, Submitted, Unsettled
@@ -19,14 +19,17 @@ from tests.agent.edges.vendor_app import QUOTE, STATUS, SUBMITTED, ScriptedVendo
 from tests.contracts.store_values import a_vendor
 from wire.vendor import QuoteRequest, SubmitReply
 from wire.x402 import PAYMENT_RESPONSE, SettleResponse, encode_header
+from wire.x402_v1 import X_PAYMENT_RESPONSE
 
 VENDOR = a_vendor(endpoint="http://vendor.test")
 ASKED = QuoteRequest(job_type="fine_tune", gpu_type="A10", max_hours=Decimal(1))
 TRANSACTION = "0x" + "ab" * 32
 
 
-async def submitted(client: HttpVendors, vendor: Vendor = VENDOR) -> Submitted | Unsettled | Declined:
-    return await client.submit(vendor, '{"vendorJobTemplateId":"t"}', "payment-1", "the cheque")
+async def submitted(
+    client: HttpVendors, vendor: Vendor = VENDOR, dialect: Dialect = "x402-v2"
+) -> Submitted | Unsettled | Declined:
+    return await client.submit(vendor, '{"vendorJobTemplateId":"t"}', "payment-1", "the cheque", dialect)
 
 
 def settlement(**changes: Any) -> str:
@@ -47,6 +50,18 @@ async def test_the_very_bytes_are_sent_with_the_cheque_and_the_key() -> None:
     assert request.headers["payment-signature"] == "the cheque"
     assert request.headers["idempotency-key"] == "payment-1"
     assert request.headers["authorization"] == "Bearer s3cret"
+
+
+@pytest.mark.row(15)
+async def test_in_version_1_the_cheque_and_the_settlement_have_other_headers() -> None:
+    vendor = ScriptedVendor()
+    vendor.says("/submit-job", SUBMITTED, 200, **{X_PAYMENT_RESPONSE: settlement(network="base-sepolia")})
+    answer = await submitted(vendor.client(), dialect="x402-v1")
+    assert isinstance(answer, Submitted)
+    assert answer.transaction == TRANSACTION
+    ((request, _),) = vendor.seen
+    assert request.headers["x-payment"] == "the cheque"
+    assert "payment-signature" not in request.headers
 
 
 @pytest.mark.parametrize("header", ["", "%%%", "e30=", settlement(transaction=""), "A" * 20_000])
@@ -87,7 +102,7 @@ async def test_what_is_not_a_clear_answer_leaves_the_outcome_open(status: int, b
 async def test_a_final_no_is_declined_with_its_words(status: int) -> None:
     vendor = ScriptedVendor()
     vendor.says("/submit-job", b'{"detail":  "no"}', status)
-    assert await submitted(vendor.client()) == Declined(status, f'{status} {{"detail": "no"}}')
+    assert await submitted(vendor.client()) == Declined(status, f'x402-v2: {status} {{"detail": "no"}}')
     assert len(vendor.seen) == 1
 
 

@@ -12,13 +12,22 @@ from agent.config import AgentSettings
 from agent.core.errors import ChainUnavailable, WalletError
 from agent.core.planning import Question
 from agent.core.policy import SpendingPolicy
+from agent.edges.artifacts_folder import FolderArtifacts
 from agent.edges.chain_evm import EvmChain
 from agent.edges.planner_stub import StubPlanner
 from agent.edges.store_mongo import MongoStore
 from agent.edges.store_sqlite import SqliteStore
 from agent.edges.wallet_evm import EvmWallet, account_from_keystore
 from agent.ports import Limits
-from agent.wiring import create_wallet, keystore_password, open_agent, open_store, open_wallet, spending_policy
+from agent.wiring import (
+    create_wallet,
+    keystore_password,
+    open_agent,
+    open_planner,
+    open_store,
+    open_wallet,
+    spending_policy,
+)
 from chain.errors import RpcUnavailable
 from outbound.http import HttpClient
 from tests.agent.core.values import a_run, a_vendor, at
@@ -124,13 +133,39 @@ async def test_a_mainnet_key_is_not_opened_before_it_was_confirmed(tmp_path: Pat
 
 
 async def test_an_agent_is_joined_from_its_settings(tmp_path: Path) -> None:
-    limits = {"lease_s": 7, "poll_interval_s": 3, "attempts_max": 2}
+    limits = {"lease_s": 7, "poll_interval_s": 3, "attempts_max": 2, "artifact_bytes_max": 5}
     agent = open_agent(settings(tmp_path, private_key=SecretStr(KEY), **limits))
-    assert isinstance(agent.planner, StubPlanner)
+    assert agent.planner.mode == "bandit"
     assert isinstance(agent.chain, EvmChain)
     assert agent.wallet is not None
-    assert agent.limits == Limits(lease_s=7, poll_interval_s=3, attempts_max=2)
+    assert agent.limits == Limits(artifacts_s=2, **limits)
+    assert isinstance(agent.artifacts, FolderArtifacts)
     await agent.store.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "opened"),
+    [
+        (None, None, "bandit"),
+        (None, "secret", "llm"),
+        ("stub", "secret", "stub"),
+        ("bandit", "secret", "bandit"),
+        ("llm", None, "llm"),
+        ("ab", None, "ab"),
+    ],
+)
+def test_the_planner_is_the_one_asked_for_or_the_best_there_is(
+    tmp_path: Path, mode: str | None, key: str | None, opened: str
+) -> None:
+    secret = None if key is None else SecretStr(key)
+    assert open_planner(settings(tmp_path, planner_mode=mode, llm_api_key=secret), HttpClient()).mode == opened
+
+
+async def test_without_a_model_ab_is_the_bandit_and_the_stub(tmp_path: Path) -> None:
+    planner = open_planner(settings(tmp_path, planner_mode="ab"), HttpClient())
+    wish = await planner.propose(Question(run=a_run(), vendors=(a_vendor(1),), standings=(), now=at(0)))
+    assert wish.other is not None
+    assert {wish.mode, wish.other.mode} == {"bandit", "stub"}
 
 
 @pytest.mark.row(9)

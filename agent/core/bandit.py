@@ -1,0 +1,189 @@
+"""
+The planner that learns: of the vendors that can serve a run, the one where a finished job costs least (`core.scoring`).
+
+Its chance comes from the run and its log alone, so the same question has the same answer, to the bit.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from agent.core.model import Run, Standing, Vendor
+from agent.core.planning import Proposal, Question, gpu_for, hours_wanted
+from agent.core.scoring import Record, beliefs, expected_cost, shortlist
+from agent.core.standing import faded, rests_until
+from reputation.beta import Beta
+from wire.money import HOURS_STEP, hours_bought, price_atomic, to_decimal
+
+INTERVAL = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """
+    One vendor among the best. `mean`, `low` and `high` are its reliability and the interval that holds 90 % of it.
+
+    `completed` and `failed` are its jobs on `gpu_type`, faded with age; `cost_atomic` is what a finished job can be
+    expected to cost in all, as it was sampled.
+    """
+
+    vendor_id: str
+    gpu_type: str
+    price_per_hour_atomic: int
+    hours: Decimal
+    mean: float
+    low: float
+    high: float
+    completed: Decimal
+    failed: Decimal
+    cost_atomic: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """The bandit's own wish, and whoever else may be chosen as well: `candidates`, the best first."""
+
+    proposal: Proposal
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arm:
+    vendor: Vendor
+    gpu_type: str
+    hours: Decimal
+    here: Standing | None
+    record: Record
+    rests_until: datetime | None
+
+
+def advise(question: Question) -> Advice:
+    """Return whom to rent from, or why nobody: nobody is able, nothing can be paid, or the able ones are resting."""
+    run, now = question.run, question.now
+    arms = _arms(question)
+    if not question.vendors:
+        return _none("wait", "no vendor is registered")
+    if not arms:
+        return _none("abort", f"none of {len(question.vendors)} vendors has what the run asks for", "no_vendor_left")
+    paid = [arm for arm in arms if arm.hours >= HOURS_STEP]
+    if not paid:
+        left = to_decimal(run.budget.available_atomic, run.asset)
+        return _none("abort", f"Insufficient budget: {left} {run.asset.symbol} buys no job", "insufficient_budget")
+    ready = [arm for arm in paid if arm.rests_until is None or arm.rests_until <= now]
+    if not ready:
+        rests = sorted((arm.rests_until, arm.vendor.vendor_id) for arm in paid if arm.rests_until is not None)
+        named = ", ".join(f"{vendor_id} until {until:%H:%M:%S} UTC" for until, vendor_id in rests)
+        return _none("wait", f"every able vendor failed lately: {named}")
+
+    known = beliefs([arm.record for arm in ready])
+    # All are compared by a whole job, also where the budget buys less of it.
+    prices = [float(price_atomic(arm.vendor.base_price_per_hour_atomic, hours_wanted(run))) for arm in ready]
+    ranked = shortlist(known, prices, float(run.budget.available_atomic), [_draw(run, arm) for arm in ready])
+    candidates = tuple(_candidate(ready[place], known[place], cost) for cost, place in ranked)
+    best = candidates[0]
+    return Advice(proposal=_wish(best, _described(run, best)), candidates=candidates)
+
+
+def choose(advice: Advice, candidate: Candidate, reason: str) -> Proposal:
+    """Return the wish to start a job at `candidate`. Raises ValueError where `advice` does not hold it."""
+    if candidate not in advice.candidates:
+        raise ValueError(f"{candidate.vendor_id} is not on the shortlist")
+    return _wish(candidate, reason)
+
+
+def _none(action: Literal["wait", "abort"], reason: str, code: str | None = None) -> Advice:
+    return Advice(proposal=Proposal(action=action, reason=reason, code=code, mode="bandit"))
+
+
+def _wish(candidate: Candidate, reason: str) -> Proposal:
+    return Proposal(
+        action="start_job", vendor_id=candidate.vendor_id, max_hours=candidate.hours, reason=reason, mode="bandit"
+    )
+
+
+def _arms(question: Question) -> list[_Arm]:
+    run, cap = question.run, question.run.price_per_hour_atomic_max
+    standings = [faded(one, question.now) for one in question.standings]
+    arms = []
+    for vendor in question.vendors:
+        gpu_type, per_hour = gpu_for(run, vendor), vendor.base_price_per_hour_atomic
+        if gpu_type is None or per_hour <= 0 or (cap is not None and per_hour > cap):
+            continue
+        here = next((one for one in standings if (one.vendor_id, one.gpu_type) == (vendor.vendor_id, gpu_type)), None)
+        hours = min(hours_wanted(run), hours_bought(run.budget.available_atomic, per_hour))
+        rests = _rests_until(run, vendor.vendor_id, here)
+        record = record_of(vendor, gpu_type, standings)
+        arms.append(_Arm(vendor=vendor, gpu_type=gpu_type, hours=hours, here=here, record=record, rests_until=rests))
+    return arms
+
+
+def record_of(vendor: Vendor, gpu_type: str, standings: Sequence[Standing]) -> Record:
+    """Return what is known of `vendor` on `gpu_type`; `standings` are everybody's, faded to now."""
+    own = [one for one in standings if one.vendor_id == vendor.vendor_id]
+    here = [one for one in own if one.gpu_type == gpu_type]
+    elsewhere = [one for one in own if one.gpu_type != gpu_type]
+    return Record(
+        score=float(vendor.reliability_score),
+        completed=float(sum(one.completed for one in here)),
+        failed=float(sum(one.failed for one in here)),
+        completed_elsewhere=float(sum(one.completed for one in elsewhere)),
+        failed_elsewhere=float(sum(one.failed for one in elsewhere)),
+    )
+
+
+def _rests_until(run: Run, vendor_id: str, here: Standing | None) -> datetime | None:
+    """Return how long a vendor is left alone: by its record over all runs, and by this run's, our refusals included."""
+    failed_in_a_row, last_failed_at = 0, None
+    for job in run.jobs:
+        if job.vendor_id == vendor_id and job.status in ("failed", "cancelled"):
+            failed_in_a_row, last_failed_at = failed_in_a_row + 1, job.completed_at
+        elif job.vendor_id == vendor_id and job.status == "completed":
+            failed_in_a_row = 0
+    both = [
+        rests_until(failed_in_a_row, last_failed_at),
+        None if here is None else rests_until(here.failed_in_a_row, here.last_failed_at),
+    ]
+    return max((until for until in both if until is not None), default=None)
+
+
+def _draw(run: Run, arm: _Arm) -> float:
+    seed = f"{run.run_id}|{run.log.seq}|{arm.vendor.vendor_id}|{arm.gpu_type}"
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
+    return (number + 0.5) / 2**64
+
+
+def _candidate(arm: _Arm, belief: Beta, cost: float) -> Candidate:
+    low, high = belief.interval(INTERVAL)
+    return Candidate(
+        vendor_id=arm.vendor.vendor_id,
+        gpu_type=arm.gpu_type,
+        price_per_hour_atomic=arm.vendor.base_price_per_hour_atomic,
+        hours=arm.hours,
+        mean=belief.mean,
+        low=low,
+        high=high,
+        completed=arm.here.completed if arm.here else Decimal(0),
+        failed=arm.here.failed if arm.here else Decimal(0),
+        cost_atomic=math.ceil(cost),
+    )
+
+
+def _described(run: Run, candidate: Candidate) -> str:
+    price = float(price_atomic(candidate.price_per_hour_atomic, hours_wanted(run)))
+    mean, drawn = (
+        to_decimal(math.ceil(cost), run.asset).quantize(Decimal("0.01"))
+        for cost in (expected_cost(candidate.mean, price), candidate.cost_atomic)
+    )
+    return (
+        f"{candidate.vendor_id} {candidate.gpu_type}: {mean} {run.asset.symbol} expected per finished job,"
+        f" drawn as {drawn} (reliability {candidate.mean:.2f}, {candidate.low:.2f}-{candidate.high:.2f},"
+        f" {_plain(candidate.completed)} of {_plain(candidate.completed + candidate.failed)} jobs)"
+    )
+
+
+def _plain(count: Decimal) -> str:
+    return f"{count:.1f}".removesuffix(".0")

@@ -1,0 +1,210 @@
+"""One contract, two places for artifacts: a folder, and a real MongoDB's GridFS."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from agent.config import AgentSettings
+from agent.core.errors import ArtifactsUnavailable, UnknownArtifact
+from agent.ports import ArtifactStore
+from agent.wiring import open_artifacts
+from tests.fixtures.mongod import MongoPlace
+from wire.file_name import NotAFileName
+
+Open = Callable[[], ArtifactStore]
+NAMES = [
+    "model.json",
+    "../../etc/passwd",
+    "..",
+    ".",
+    ".hidden",
+    "a/b\\c",
+    "ünïcödé ☃",
+    "nul\0",
+    "a\nb",
+    "%2e",
+    "~",
+    "C:",
+]
+
+
+def place_of(url: str, database: str = "livery") -> ArtifactStore:
+    return open_artifacts(AgentSettings(_env_file=None, artifact_url=SecretStr(url), database_name=database))
+
+
+@pytest.fixture(params=["folder", "gridfs"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """What opens the test's own place, each time anew."""
+    if request.param == "folder":
+        return lambda: place_of(f"{tmp_path}/artifacts")
+    place: MongoPlace = request.getfixturevalue("mongo_place")
+    return lambda: place_of(place.url, place.database)
+
+
+@pytest.fixture
+async def store(opened: Open) -> AsyncIterator[ArtifactStore]:
+    store = opened()
+    yield store
+    await store.close()
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def breaking(error: BaseException) -> AsyncIterator[bytes]:
+    yield b"x" * 600_000
+    raise error
+
+
+def files_under(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def read(store: ArtifactStore, *where: str) -> bytes:
+    return b"".join([chunk async for chunk in store.open(*where)])
+
+
+async def test_a_file_comes_back_byte_for_byte_in_any_process(store: ArtifactStore, opened: Open) -> None:
+    parts = (bytes(range(256)) * 3_000, b"", b"the end")
+    await store.put("run", "job", "model.bin", chunks(*parts))
+    other = opened()
+    assert await other.size("run", "job", "model.bin") == 256 * 3_000 + 7
+    assert await read(other, "run", "job", "model.bin") == b"".join(parts)
+    await other.close()
+
+
+async def test_an_empty_file_is_a_file(store: ArtifactStore) -> None:
+    await store.put("run", "job", "empty", chunks())
+    assert await store.size("run", "job", "empty") == 0
+    assert await read(store, "run", "job", "empty") == b""
+
+
+async def test_what_is_not_there_is_unknown(store: ArtifactStore) -> None:
+    assert await store.size("run", "job", "model.bin") is None
+    with pytest.raises(UnknownArtifact):
+        await read(store, "run", "job", "model.bin")
+    await store.put("run", "job", "model.bin", chunks(b"x"))
+    for where in (("run", "job", "model"), ("run", "job-2", "model.bin"), ("run-2", "job", "model.bin")):
+        assert await store.size(*where) is None
+
+
+async def test_every_name_is_a_file_of_its_own_and_none_leaves_its_place(store: ArtifactStore, tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        await store.put("run", "..", name, chunks(str(number).encode()))
+    assert [await read(store, "run", "..", name) for name in NAMES] == [str(n).encode() for n in range(len(NAMES))]
+    assert {path.parent.parent.parent for path in files_under(tmp_path)} <= {tmp_path / "artifacts"}
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "☃" * 29, "\ud800"])
+async def test_a_name_that_no_file_can_have_is_refused(store: ArtifactStore, name: str) -> None:
+    with pytest.raises(NotAFileName):
+        await store.put("run", "job", name, chunks(b"x"))
+
+
+async def test_a_put_that_breaks_keeps_nothing_and_leaves_what_was_there(store: ArtifactStore) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await store.put("run", "job", "model.bin", breaking(ZeroDivisionError()))
+    assert await store.size("run", "job", "model.bin") is None
+    await store.put("run", "job", "model.bin", chunks(b"whole"))
+    with pytest.raises(TimeoutError):
+        await store.put("run", "job", "model.bin", breaking(TimeoutError()))
+    assert await read(store, "run", "job", "model.bin") == b"whole"
+
+
+async def test_a_put_whose_time_is_over_leaves_nothing_behind(store: ArtifactStore, tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"x" * 600_000
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await store.put("run", "job", "model.bin", endless())
+    assert await store.size("run", "job", "model.bin") is None
+    assert files_under(tmp_path) == []
+
+
+async def test_a_second_put_takes_the_place_of_the_first(store: ArtifactStore) -> None:
+    await store.put("run", "job", "model.bin", chunks(b"the first"))
+    await store.put("run", "job", "model.bin", chunks(b"second"))
+    assert await read(store, "run", "job", "model.bin") == b"second"
+    assert await store.size("run", "job", "model.bin") == 6
+
+
+async def test_a_file_that_is_not_read_whole_is_closed(store: ArtifactStore) -> None:
+    await store.put("run", "job", "model.bin", chunks(b"x" * 1_000_000))
+    async with aclosing(store.open("run", "job", "model.bin")) as file:
+        assert 0 < len(await anext(file)) < 1_000_000
+
+
+async def test_event_loops_in_turn_share_one_store(store: ArtifactStore) -> None:
+    def on_a_loop_of_its_own(name: str) -> bytes:
+        async def work() -> bytes:
+            await store.put("run", "job", name, chunks(name.encode()))
+            return await read(store, "run", "job", name)
+
+        return asyncio.run(work())
+
+    found = [await asyncio.to_thread(on_a_loop_of_its_own, name) for name in ("a", "b")]
+    assert (found, await read(store, "run", "job", "a")) == ([b"a", b"b"], b"a")
+
+
+async def test_files_and_folders_are_their_owners_alone(tmp_path: Path) -> None:
+    await place_of(f"file://{tmp_path}/the%20artifacts").put("run", "job", "model.bin", chunks(b"x"))
+    made = sorted((tmp_path / "the artifacts").rglob("*"))
+    assert [(path.name, oct(path.stat().st_mode & 0o777)) for path in [tmp_path / "the artifacts", *made]] == [
+        ("the artifacts", "0o700"),
+        ("run", "0o700"),
+        ("job", "0o700"),
+        ("model.bin", "0o600"),
+    ]
+
+
+async def test_what_a_killed_put_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    async def killed() -> AsyncIterator[bytes]:
+        yield b"half"
+        (left,) = (tmp_path / "run" / "job").iterdir()
+        left.rename(left.with_name(f"{left.name}-of-the-dead"))
+        yield b"!"
+
+    store = place_of(str(tmp_path))
+    with pytest.raises(ArtifactsUnavailable):
+        await store.put("run", "job", "model.bin", killed())
+    await store.put("run", "job", "model.bin", chunks(b"whole"))
+    assert [path.name for path in (tmp_path / "run" / "job").iterdir()] == ["model.bin"]
+
+
+async def test_a_folder_that_cannot_be_written_says_so_and_not_where(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    store = place_of(f"{tmp_path}/file")
+    for work in (store.put("run", "job", "x", chunks(b"x")), store.size("run", "job", "x"), read(store, "r", "j", "x")):
+        with pytest.raises(ArtifactsUnavailable) as refused:
+            await work
+        assert str(tmp_path) not in str(refused.value)
+
+
+async def test_a_database_that_is_away_says_so() -> None:
+    store = place_of("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=100&timeoutMS=200")
+    for work in (store.put("run", "job", "x", chunks(b"x")), store.size("run", "job", "x"), read(store, "r", "j", "x")):
+        with pytest.raises(ArtifactsUnavailable):
+            await work
+    await store.close()
+
+
+async def test_chunks_of_killed_uploads_go_with_the_next_put(mongo_place: MongoPlace) -> None:
+    from pymongo import AsyncMongoClient
+
+    store = place_of(mongo_place.url, mongo_place.database)
+    await store.put("run", "job", "other", chunks(b"other"))
+    async with AsyncMongoClient(mongo_place.url) as client:
+        stored = client[mongo_place.database]["artifacts.chunks"]
+        await stored.insert_one({"files_id": "run/job/model.bin#1", "n": 0, "data": b"half"})
+        await store.put("run", "job", "model.bin", chunks(b"first"))
+        await store.put("run", "job", "model.bin", chunks(b"whole"))
+        assert sorted([chunk["data"] async for chunk in stored.find()]) == [b"other", b"whole"]
+    await store.close()
