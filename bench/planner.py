@@ -160,6 +160,7 @@ def table(result: Result) -> Table:
     for name, by_budget in result.regret.items():
         shown.add_row(name, *(f"{by_budget[budget]:.1f}" for budget in result.jobs))
     shown.add_row("[dim]goal of the bandit", *(f"[dim]{GOALS[budget]:.0f}" for budget in result.jobs))
+    shown.caption = "llm silent and slow are not run: there the bandit's wish stands"
     return shown
 
 

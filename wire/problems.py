@@ -132,7 +132,7 @@ REFUSALS: dict[str, str] = {
     "paid_not_served": "The payment settled, the vendor never started the job.",
     "job_lost": "The vendor could not be reached for too long.",
     "overdue": "The job ran longer than was paid for.",
-    "no_vendor_left": "No vendor is left that could serve the run: none has what it asks for, or all have failed in it.",
+    "no_vendor_left": "No vendor is left for the run: none has what it asks for, or all have failed in it.",
     "attempts_exhausted": "As many jobs failed as the run may try.",
     "deadline_passed": "The run's deadline has passed.",
     "insufficient_budget": "What is left of the budget buys no hundredth of an hour.",

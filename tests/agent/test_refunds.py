@@ -64,7 +64,7 @@ async def test_a_refund_that_comes_after_the_runs_end_is_counted_by_the_sweep(wo
     assert run.budget.spent_atomic == 3_200_000
     replace_agent(world, chain=held)
     world.store.ahead = timedelta(hours=1)
-    assert [(swept.run_id, swept.message) for swept in (await sweep(world.agent)).swept] == [(run_id, "Refund received")]
+    assert [(one.run_id, one.message) for one in (await sweep(world.agent)).swept] == [(run_id, "Refund received")]
     run = await world.store.read_run(run_id)
     assert (run.status, run.payments[0].status) == ("completed", "refunded")
     assert run.budget.spent_atomic == 2_500_000

@@ -13,6 +13,7 @@ from agent.core import errors
 from agent.core.model import Budget, Entry, JobSpec, LogHead, Payment, RefundClaim
 from agent.core.planning import Proposal
 from tests.agent.core.values import T0, a_job, a_run
+from wire.model import Body
 from wire.problems import PROBLEMS
 
 CORE = Path(inspect.getfile(errors)).parent
@@ -29,14 +30,15 @@ def classes_of_core() -> list[type]:
 
 
 @pytest.mark.parametrize("kind", classes_of_core(), ids=lambda kind: kind.__name__)
-def test_a_value_is_a_frozen_dataclass_without_room_for_more(kind: type) -> None:
+def test_a_value_is_frozen_and_has_no_room_for_more(kind: type) -> None:
+    if issubclass(kind, Body):
+        assert kind.model_config.get("frozen")
+        return
     assert dataclasses.is_dataclass(kind)
     assert kind.__dataclass_params__.frozen
     assert "__slots__" in vars(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    positional = kind.__name__ in ("Refusal", "Difference", "Replayed")
-    assert all(field.kw_only is not positional for field in dataclasses.fields(kind))
-    assert names
+    # Named one and all, or given by place one and all.
+    assert len({field.kw_only for field in dataclasses.fields(kind)}) == 1
 
 
 def test_a_fresh_job_has_no_past() -> None:
@@ -105,6 +107,7 @@ ERRORS: list[tuple[type[errors.AgentError], tuple[Any, ...], type[errors.AgentEr
     (errors.RunFinished, (), errors.Asked, "run_finished", False),
     (errors.RunBusy, (7,), errors.Asked, "run_busy", True),
     (errors.KeyConflict, (), errors.Asked, "idempotency_conflict", False),
+    (errors.BadSignature, (), errors.Asked, "bad_signature", False),
     (errors.VendorUnreachable, (), errors.VendorError, "internal", True),
     (errors.VendorGarbled, (), errors.VendorError, "internal", False),
     (errors.VendorUnpayable, (), errors.VendorGarbled, "internal", False),
