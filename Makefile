@@ -71,9 +71,9 @@ docs: setup  ## write docs/errors.md, docs/environment.md, docs/vendor-openapi.j
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m vendor_mock.describe > docs/vendor-openapi.json
 
-coverage: setup  ## branches of wire, agent/core and cashier
-	$(BIN)/coverage run -m pytest -q tests/wire tests/agent/core tests/cashier
-	$(BIN)/coverage report --include='wire/*,agent/core/*,cashier/*'
+coverage: setup  ## branches of wire, agent/core, cashier and reputation
+	$(BIN)/coverage run -m pytest -q tests/wire tests/agent/core tests/cashier tests/reputation
+	$(BIN)/coverage report --include='wire/*,agent/core/*,cashier/*,reputation/*'
 
 mutants: setup  ## 100 random mutants of wire, agent/core and cashier (SEED=n COUNT=n)
 	$(BIN)/python -m bench.mutants $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
