@@ -12,10 +12,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from agent.core.decide import ended_at, open_artifacts
 from agent.core.errors import ArtifactsUnavailable, ForeignAddress, VendorError, VendorRefused
 from agent.core.events import ArtifactsKept, ArtifactsMissed, Event
 from agent.core.model import Artifact, Job, Vendor
-from agent.core.states import JOB_ENDS
 from agent.turn import Turn
 from wire import vendor as wire
 from wire.file_name import NotAFileName, to_file_name
@@ -24,6 +24,10 @@ from wire.file_name import NotAFileName, to_file_name
 TRIES_S = (0, 5, 30, 120, 600)
 # After so long they are given up untried: a host that ends each tick in the middle of a download holds up no run.
 OPEN_S_MAX = 86_400
+# A run that is to end without its work done waits so long after a job's end for the job's files: three tries.
+END_WAIT_S = TRIES_S[2]
+# How much of the lease is left to what comes after the files: refunds, the decision, the saves.
+LEASE_RESERVE = 0.25
 # Kept of one job.
 FILES_MAX = 100
 JOB_BYTES_MAX = 4 * 1024**3
@@ -49,29 +53,35 @@ class _Haul:
 
 
 async def keep_artifacts(turn: Turn, vendors: dict[str, Vendor]) -> None:
-    """Fetch and keep the files of the jobs that have ended, for as long as one tick may."""
-    time = asyncio.get_running_loop().time
-    until = time() + turn.agent.limits.artifacts_s
-    for job in turn.run.jobs:
-        if _is_due(job, turn.now) and time() < until:
+    """Fetch and keep the files of the jobs that have ended, for as long as one tick may and its lease lasts."""
+    time, limits = asyncio.get_running_loop().time, turn.agent.limits
+    until = min(time() + limits.artifacts_s, turn.claimed_s + limits.lease_s * (1 - LEASE_RESERVE))
+    for job in open_artifacts(turn.run):
+        if _is_due(job, turn.now) and (time() < until or _is_old(job, turn.now)):
             turn.record(*await _try(turn, vendors.get(job.vendor_id), job, until))
             await turn.save()
 
 
+def give_up(turn: Turn) -> list[Event]:
+    """Return that what is still open is not asked for again: the run ends."""
+    detail = "the run ended before they came"
+    return [
+        ArtifactsMissed(at=turn.now, job_id=job.job_id, detail=detail, closed=True) for job in open_artifacts(turn.run)
+    ]
+
+
 def _is_due(job: Job, now: datetime) -> bool:
-    if job.vendor_job_id is None or job.artifacts_closed_at is not None:
-        return False
     wait_s = TRIES_S[min(job.artifact_misses, len(TRIES_S) - 1)]
-    return job.status in JOB_ENDS and now >= _ended_at(job) + timedelta(seconds=wait_s)
+    return now >= ended_at(job) + timedelta(seconds=wait_s)
 
 
-def _ended_at(job: Job) -> datetime:
-    return job.completed_at or job.updated_at
+def _is_old(job: Job, now: datetime) -> bool:
+    return now > ended_at(job) + timedelta(seconds=OPEN_S_MAX)
 
 
 async def _try(turn: Turn, vendor: Vendor | None, job: Job, until: float) -> list[Event]:
     """Return what one try came to. `until` is of the loop's clock."""
-    if turn.now > _ended_at(job) + timedelta(seconds=OPEN_S_MAX):
+    if _is_old(job, turn.now):
         detail = "they were not fetched in a day"
         return [ArtifactsMissed(at=turn.now, job_id=job.job_id, detail=detail, closed=True)]
     if vendor is None:

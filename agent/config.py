@@ -84,6 +84,11 @@ class AgentSettings(BaseSettings):
         description="Made by `livery wallet show --network base`; without it nothing is paid on mainnet.",
         **_env("LIVERY_AGENT_MAINNET_CONFIRMED_PATH"),
     )
+    mainnet_confirmed: bool = Field(
+        False,
+        description="The same word where no file can be kept, on a host: payments on mainnet are real and final.",
+        **_env("LIVERY_AGENT_MAINNET_CONFIRMED"),
+    )
     network: Literal["base-sepolia", "base"] = Field(
         "base-sepolia",
         description="Where the wallet pays: its USDC is the one asset allowed.",
@@ -126,7 +131,7 @@ class AgentSettings(BaseSettings):
         10,
         gt=0,
         le=60,
-        description="Seconds in which the model must have answered; after them the bandit decides.",
+        description="Seconds the model has to answer, a third of the lease at most; then the bandit decides.",
         **_env("LIVERY_AGENT_LLM_TIMEOUT_S"),
     )
     payment_max: Decimal = Field(
@@ -158,7 +163,11 @@ class AgentSettings(BaseSettings):
         5, ge=1, le=3_600, description="Seconds between polls of a running job.", **_env("LIVERY_AGENT_POLL_INTERVAL_S")
     )
     attempts_max: int = Field(
-        10, ge=1, le=1_000, description="Failed jobs after which a run gives up.", **_env("LIVERY_AGENT_ATTEMPTS_MAX")
+        10,
+        ge=1,
+        le=1_000,
+        description="Failed or cancelled jobs after which a run gives up.",
+        **_env("LIVERY_AGENT_ATTEMPTS_MAX"),
     )
 
     artifact_url: SecretStr = Field(

@@ -20,19 +20,25 @@ LEASE_S = 60
 logger = logging.getLogger("livery.agent")
 
 
-async def notify(agent: Agent) -> None:
-    """Deliver what is due, all at once; what is not accepted becomes due again later, ever more rarely."""
+async def notify(agent: Agent) -> bool:
+    """
+    Deliver a few of the notices that are due, all at once; return whether it is worth going on with the others.
+
+    What is not accepted becomes due again later, ever more rarely. A receiver that accepted nothing is left alone.
+    """
     if agent.webhooks is None:
-        return
+        return False
     try:
         notices = await agent.store.take_notices(NOTICES_PER_ROUND_MAX, LEASE_S)
-        await asyncio.gather(*[_tell(agent, agent.webhooks, notice) for notice in notices])
+        accepted = await asyncio.gather(*[_tell(agent, agent.webhooks, notice) for notice in notices])
     except StoreUnavailable as error:
         # What was told and could not be settled is told again: at least once.
         logger.warning("webhooks wait: %s", error)
+        return False
+    return any(accepted) and len(notices) == NOTICES_PER_ROUND_MAX
 
 
-async def _tell(agent: Agent, webhooks: Webhooks, notice: Notice) -> None:
+async def _tell(agent: Agent, webhooks: Webhooks, notice: Notice) -> bool:
     answer = await webhooks.send(notice)
     again_s = None if answer.is_final else retry_s(notice.attempts)
     if not answer.is_accepted:
@@ -40,3 +46,4 @@ async def _tell(agent: Agent, webhooks: Webhooks, notice: Notice) -> None:
         what = f"webhook {notice.notice_id} ({notice.kind}), attempt {notice.attempts}"
         logger.warning("%s: %s; %s", what, answer.detail, then)
     await agent.store.settle_notice(notice.notice_id, again_s)
+    return answer.is_accepted

@@ -55,9 +55,11 @@ class Store(Protocol):
             KeyConflict: `key` began a run with another `fingerprint`.
         """
 
-    async def claim(self, run_id: str, lease_s: int) -> Claim | Busy:
+    async def claim(self, run_id: str, lease_s: int, *, due_before: datetime | None = None) -> Claim | Busy:
         """
         Take the lease on a run in one conditional update: free or lapsed, token + 1.
+
+        With `due_before` only a run whose next_tick_at is not later: one that was served since then is Busy too.
 
         Raises:
             UnknownRun: there is no such run.
@@ -178,7 +180,9 @@ class VendorGateway(Protocol):
 
     async def offers(self, vendor: Vendor) -> OffersReply: ...
     async def quote(self, vendor: Vendor, request: QuoteRequest) -> Quote: ...
-    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> Challenge: ...
+    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> tuple[Challenge, ...]:
+        """Return what the vendor asks for `request`: at least one, in the order in which they are to be tried."""
+
     async def submit(
         self, vendor: Vendor, request: str, payment_id: str, header: str, dialect: Dialect
     ) -> Submitted | Unsettled | Declined: ...
@@ -203,13 +207,13 @@ class ArtifactStore(Protocol):
     """
 
     async def put(self, run_id: str, job_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
-        """Keep `chunks` in the place of what was there, whole; what they raise is raised, and nothing has changed."""
+        """Keep `chunks` whole in place of what was there: the last to end stays. What they raise changes nothing."""
 
     async def size(self, run_id: str, job_id: str, name: str) -> int | None:
         """Return how many bytes are kept, None where there is no such file."""
 
-    def open(self, run_id: str, job_id: str, name: str) -> AsyncGenerator[bytes, None]:
-        """Yield a file, chunk by chunk; close it (`aclosing`) where it is not read whole. Raises UnknownArtifact."""
+    def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
+        """Yield a file from `start` on; close it (`aclosing`) where it is not read whole. Raises UnknownArtifact."""
 
     async def close(self) -> None: ...
 

@@ -11,7 +11,15 @@ from agent.core.apply import find_job, find_payment
 from agent.core.cheque import authorization_for, payment_header, payment_id, payment_nonce
 from agent.core.decide import StartJob
 from agent.core.dialects import Challenge
-from agent.core.errors import NoSigner, VendorError, VendorRefused, VendorUnpayable, VendorUnreachable
+from agent.core.errors import (
+    NoSigner,
+    NoVendorSecret,
+    VendorDenied,
+    VendorError,
+    VendorRefused,
+    VendorUnpayable,
+    VendorUnreachable,
+)
 from agent.core.events import (
     AttemptFailed,
     JobEnded,
@@ -22,7 +30,7 @@ from agent.core.events import (
     SubmissionUnanswered,
 )
 from agent.core.model import Job, JobState, Payment, Run, Vendor
-from agent.core.policy import Refusal, check_caps, check_hourly, check_quote, choose_requirements, holds_for, refusal_of
+from agent.core.policy import Refusal, check_caps, check_hourly, check_quote, choose_challenge, holds_for, refusal_of
 from agent.ports import Agent, Submitted, Wallet
 from agent.settle import settle
 from agent.turn import Turn
@@ -100,12 +108,13 @@ async def pay(turn: Turn, vendor: Vendor, job: Job) -> str:
     )
     request = submit.to_json().decode()
     try:
-        challenge = await agent.vendors.challenge(vendor, request, identifier)
+        challenges = await agent.vendors.challenge(vendor, request, identifier)
     except VendorError as error:
         return await _give_up(turn, job, _refusal_for(error))
-    chosen = choose_requirements(agent.policy, vendor, job.expected_cost_atomic, challenge.required)
-    if isinstance(chosen, Refusal):
-        return await _give_up(turn, job, Refusal(chosen.code, f"{challenge.dialect}: {chosen.detail}"))
+    choice = choose_challenge(agent.policy, vendor, job.expected_cost_atomic, challenges)
+    if isinstance(choice, Refusal):
+        return await _give_up(turn, job, choice)
+    challenge, chosen = choice
     amount_atomic = int(chosen.amount)
     if refusal := check_hourly(turn.run, job, amount_atomic) or check_caps(agent.policy, turn.run, amount_atomic):
         return await _give_up(turn, job, refusal)
@@ -197,6 +206,8 @@ def _refusal_for(error: VendorError) -> Refusal:
 # The narrower before the wider.
 _CODES: Mapping[type[VendorError], str] = {
     VendorUnreachable: "vendor_unreachable",
+    NoVendorSecret: NoVendorSecret.refusal,
+    VendorDenied: "vendor_denied",
     VendorRefused: "vendor_refused",
     VendorUnpayable: "unsupported_scheme",
     VendorError: "bad_challenge",

@@ -4,7 +4,7 @@ Before anything else a tick settles what earlier ticks left open: signed cheques
 
 from agent.core.apply import find_payment
 from agent.core.decide import active_jobs, stop_wanted
-from agent.core.errors import VendorError
+from agent.core.errors import NoVendorSecret, VendorError
 from agent.core.events import JobEnded, JobSubmitted
 from agent.core.model import Job, Payment, Vendor
 from agent.core.states import OPEN_PAYMENTS
@@ -37,13 +37,14 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
     lapsed = turn.now.timestamp() > payment.valid_before_s
     if vendor is None:
         if payment.status == "completed" and lapsed:
-            return await _fail(turn, job, "paid_not_served: the vendor is no longer registered")
+            return await _fail(turn, job, "vendor_not_registered: it was paid, and can no longer be asked for the job")
         return "Active job missing vendor configuration"
     if await _found(turn, vendor, job, payment):
         return "Job started"
     unserved = payment.status == "completed" and payment.sends >= turn.agent.limits.unserved_sends_max
     if unserved and lapsed:
-        return await _fail(turn, job, f"paid_not_served: {payment.error_message}")
+        why = payment.error_message or ""
+        return await _fail(turn, job, why if why.startswith(NoVendorSecret.refusal) else f"paid_not_served: {why}")
     # A run that is to end does not offer its cheque again; what was paid for is asked for, to be cancelled.
     wanted = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now) is None
     if payment.status == "completed" or (wanted and turn.now.timestamp() < payment.valid_before_s):
@@ -58,7 +59,7 @@ async def _resume(turn: Turn, vendor: Vendor | None, job: Job) -> str:
         await turn.save()
         return "Waiting"
     if vendor is None:
-        return await _fail(turn, job, "vendor_unreachable: the vendor is no longer registered")
+        return await _fail(turn, job, "vendor_not_registered: nothing was paid")
     return await pay(turn, vendor, job)
 
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from agent.core.errors import AgentError, RunBusy, RunFinished
 from agent.notify import notify
@@ -35,7 +36,7 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What one sweep did; `more`: due runs were left for the next."""
+    """What one sweep did; `more`: due runs or notices were left for the next."""
 
     swept: tuple[Swept, ...]
     more: bool
@@ -64,26 +65,28 @@ async def sweep(
     def is_over() -> bool:
         return (until is not None and time.monotonic() >= until) or (stop is not None and stop.is_set())
 
-    due = await agent.store.due_runs(await agent.store.now(), limit + 1)
+    now = await agent.store.now()
+    due = await agent.store.due_runs(now, limit + 1)
     waiting = iter(due[:limit])
     swept: list[Swept] = []
 
     async def serve() -> None:
         while not is_over() and (run_id := next(waiting, None)) is not None:
-            swept.append(Swept(run_id, await _served(agent, run_id)))
+            swept.append(Swept(run_id, await _served(agent, run_id, now)))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(TICKS_AT_ONCE):
             group.create_task(serve())
-    await notify(agent)
-    return Sweep(tuple(swept), more=len(swept) < len(due))
+    while (untold := await notify(agent)) and not is_over():
+        continue
+    return Sweep(tuple(swept), more=untold or len(swept) < len(due))
 
 
-async def _served(agent: Agent, run_id: str) -> str:
+async def _served(agent: Agent, run_id: str, now: datetime) -> str:
     try:
-        return await _serve(agent, run_id)
+        return await _serve(agent, run_id, now)
     except RunBusy:
-        return "Busy"
+        return "Served by another"
     except AgentError as error:
         return f"{error.code}: {error}"
     except Exception as error:
@@ -91,9 +94,9 @@ async def _served(agent: Agent, run_id: str) -> str:
         return f"internal: {type(error).__name__}"
 
 
-async def _serve(agent: Agent, run_id: str) -> str:
+async def _serve(agent: Agent, run_id: str, now: datetime) -> str:
     try:
-        return (await tick(agent, run_id)).message
+        return (await tick(agent, run_id, due_before=now)).message
     except RunFinished:
         return "Refund received" if await watch_refunds(agent, run_id) else "Waiting for a refund"
 

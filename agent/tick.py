@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from agent.artifacts import keep_artifacts
+from agent.artifacts import END_WAIT_S, give_up, keep_artifacts
 from agent.core.decide import (
     Action,
     AskPlanner,
@@ -20,7 +20,9 @@ from agent.core.decide import (
     StartJob,
     TickRecord,
     Wait,
+    active_jobs,
     decide,
+    open_artifacts,
     tick_document,
 )
 from agent.core.errors import ChainUnavailable, NoSigner, RunBusy, RunFinished, StaleClaim, Unavailable, WalletError
@@ -47,20 +49,23 @@ class Ticked:
     next_tick_at: datetime | None
 
 
-async def tick(agent: Agent, run_id: str) -> Ticked:
+async def tick(agent: Agent, run_id: str, *, due_before: datetime | None = None) -> Ticked:
     """
     Advance a run by one step.
+
+    Args:
+        due_before: a run that another has served since then is busy.
 
     Raises:
         UnknownRun, RunFinished, RunBusy: nothing was done.
         NoSigner: the step would have to pay and there is no key; nothing was reserved.
         StoreUnavailable, ChainUnavailable: nothing is lost; the next tick takes up where this one stopped.
     """
-    claim = await agent.store.claim(run_id, agent.limits.lease_s)
+    claim = await agent.store.claim(run_id, agent.limits.lease_s, due_before=due_before)
     if isinstance(claim, Busy):
         raise RunBusy(claim.retry_after_s)
     turn = Turn.of(agent, claim)
-    message = ""
+    message, action = "", None
     try:
         if turn.run.status in RUN_ENDS:
             raise RunFinished(f"Run already {turn.run.status}")
@@ -68,7 +73,7 @@ async def tick(agent: Agent, run_id: str) -> Ticked:
     except StaleClaim:
         raise RunBusy(agent.limits.lease_s) from None
     finally:
-        next_tick_at = _next_tick_at(turn, message)
+        next_tick_at = _next_tick_at(turn, message, action)
         await agent.store.release(run_id, turn.token, next_tick_at)
     return Ticked(message, action, turn.run, next_tick_at)
 
@@ -99,12 +104,14 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
         refund_wait_s=limits.refund_wait_s,
         overdue_s=limits.overdue_s,
         keeps_artifacts=True,
+        artifacts_wait_s=END_WAIT_S,
         cancel_requested_at=turn.run.cancel_requested_at,
         vendors=tuple(vendors),
     )
     action = decide(turn.run, facts, turn.now)
     if isinstance(action, AskPlanner):
-        standings = tuple(await turn.agent.store.standings())
+        # The log keeps what was known: of vendors that are gone nothing is asked.
+        standings = tuple(one for one in await turn.agent.store.standings() if one.vendor_id in by_id)
         question = Question(run=turn.run, vendors=facts.vendors, standings=standings, now=turn.now)
         facts = replace(facts, standings=standings, proposal=await turn.agent.planner.propose(question))
         action = decide(turn.run, facts, turn.now)
@@ -150,6 +157,7 @@ async def _wait(turn: Turn, vendors: dict[str, Vendor], action: Wait) -> str:
 
 
 async def _end(turn: Turn, vendors: dict[str, Vendor], action: EndRun) -> str:
+    turn.record(*give_up(turn))
     turn.record(RunEnded(at=turn.now, status=action.status, reason=action.reason, detail=action.detail))
     await turn.save()
     return {"completed": "Job completed", "failed": "Run aborted"}.get(action.status, f"Run {action.status}")
@@ -191,12 +199,24 @@ def _decided(turn: Turn, proposal: Proposal | None, action: Action) -> Decided:
 # A step was taken and the next can follow at once; after any other message there is something to wait for.
 _AT_ONCE = frozenset({"Job failed", "Refund received", SUBMIT_FAILED, OVER_BUDGET})
 
+# What a planner waits for without a time, as for a vendor to be registered, is looked for again after this.
+LOOK_AGAIN_S = 60
 
-def _next_tick_at(turn: Turn, message: str) -> datetime | None:
-    """Return when the sweep should come again: at once, after a while, or never (all is known)."""
+
+def _next_tick_at(turn: Turn, message: str, action: Action | None = None) -> datetime | None:
+    """
+    Return when the sweep should come again: at once, after a while, or never (all is known).
+
+    `action` is what became of a planner's wish; where it is to wait and no job runs, nothing happens until then.
+    """
     run, limits = turn.run, turn.agent.limits
     if run.status not in RUN_ENDS:
-        return turn.now if message in _AT_ONCE else turn.now + timedelta(seconds=limits.poll_interval_s)
+        if message in _AT_ONCE:
+            return turn.now
+        if not isinstance(action, Wait) or active_jobs(run) or open_artifacts(run):
+            return turn.now + timedelta(seconds=limits.poll_interval_s)
+        then = action.until or turn.now + timedelta(seconds=LOOK_AGAIN_S)
+        return then if run.deadline is None else min(then, run.deadline)
     announced = [paid.refund.announced_at for paid in run.payments if paid.refund and paid.status == "completed"]
     ended = [job.completed_at for job, _ in refundable(turn) if job.completed_at is not None]
     ages = [turn.now - at for at in (*announced, *ended)]

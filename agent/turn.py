@@ -4,6 +4,7 @@ A tick's hold on a run: the run as it is now, and the only way to change and sto
 An effect is bracketed: `record` what is intended and `save`, do it, `record` what came of it and `save`.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,12 +21,16 @@ from agent.ports import Agent, Claim
 
 @dataclass
 class Turn:
-    """`now` is the store's clock at the claim: one time for everything the tick decides."""
+    """
+    `now` is the store's clock at the claim: one time for everything the tick decides. `claimed_s` is the running loop's
+    clock then: the lease is counted from there.
+    """
 
     agent: Agent
     token: int
     now: datetime
     run: Run
+    claimed_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     unsaved: list[Entry] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)

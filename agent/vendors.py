@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from agent.core.bandit import INTERVAL, record_of
 from agent.core.errors import VendorError, VendorGarbled
-from agent.core.model import Standing, Vendor
+from agent.core.model import GpuPrice, Standing, Vendor
 from agent.core.scoring import beliefs
 from agent.core.standing import faded, rests_until
 from agent.ports import Agent
@@ -43,7 +43,12 @@ class Reliability:
 
 
 async def reliabilities(agent: Agent) -> list[tuple[Vendor, tuple[Reliability, ...]]]:
-    """Return every registered vendor with its reliability on each of its GPU types, as the bandit believes it now."""
+    """
+    Return every registered vendor with its reliability on each of its GPU types, now.
+
+    As the bandit reckons it, but among all there is: a run is offered only what it can use, and that may do better or
+    worse on the whole.
+    """
     now = await agent.store.now()
     vendors = await agent.store.list_vendors()
     standings = [faded(one, now) for one in await agent.store.standings()]
@@ -126,15 +131,19 @@ def _described(draft: Vendor, reply: OffersReply, asset: Asset) -> Vendor:
     if not ours or len(payees) != 1:
         raise VendorGarbled(f"{draft.vendor_id} offers nothing in {asset.symbol} on {asset.network} at one payee")
     try:
-        prices = [to_atomic_up(offer.price_per_hour, asset) for offer in ours]
+        asked = [(offer.gpu_type, to_atomic_up(offer.price_per_hour, asset)) for offer in ours]
     except MoneyError as error:
         raise VendorGarbled(f"{draft.vendor_id}: {error}") from None
-    if min(prices) <= 0:
+    if min(price for _, price in asked) <= 0:
         raise VendorGarbled(f"{draft.vendor_id} offers something for nothing")
+    # Of two offers of one type it may quote either: the dearer is the price that was seen and accepted.
+    prices = {gpu_type: price for gpu_type, price in sorted(asked, key=lambda one: one[1])}
+    types = tuple(dict.fromkeys(gpu_type for gpu_type, _ in asked))
     return replace(
         draft,
         name=reply.name,
         pay_to=payees.pop(),
-        base_price_per_hour_atomic=min(prices),
-        supported_gpu_types=tuple(dict.fromkeys(offer.gpu_type for offer in ours)),
+        base_price_per_hour_atomic=min(prices.values()),
+        supported_gpu_types=types,
+        prices=tuple(GpuPrice(gpu_type=gpu_type, per_hour_atomic=prices[gpu_type]) for gpu_type in types),
     )

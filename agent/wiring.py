@@ -81,8 +81,13 @@ def _cdp(settings: AgentSettings) -> Authorize:
 
 
 def _refuse_unconfirmed(settings: AgentSettings) -> None:
-    if settings.network == "base" and not settings.mainnet_confirmed_path.expanduser().exists():
-        raise WalletError("mainnet was never confirmed: run `livery wallet show --network base` once")
+    if settings.network != "base" or settings.mainnet_confirmed:
+        return
+    if not settings.mainnet_confirmed_path.expanduser().exists():
+        raise WalletError(
+            "mainnet was never confirmed: run `livery wallet show --network base` once,"
+            " or set LIVERY_AGENT_MAINNET_CONFIRMED=true on a host"
+        )
 
 
 def _account(settings: AgentSettings) -> "BaseAccount":
@@ -164,7 +169,8 @@ def _llm_planner(settings: AgentSettings, http: HttpClient) -> Planner:
         base_url=settings.llm_base_url,
         model=settings.llm_model,
         api_key=key,
-        timeout_s=settings.llm_timeout_s,
+        # Asking is one step of a tick, and the tick has its lease.
+        timeout_s=min(settings.llm_timeout_s, settings.lease_s / 3),
     )
     return LlmPlanner(endpoint)
 

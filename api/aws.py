@@ -12,7 +12,7 @@ from typing import Any
 
 from mangum import Mangum
 
-from agent.core.errors import RunFinished, UnknownRun
+from agent.core.errors import RunBusy, RunFinished, UnknownRun
 from agent.notify import notify
 from agent.ports import Agent
 from agent.sweep import TICK_ROOM_S, sweep
@@ -77,7 +77,8 @@ async def _is_done(message: Message, context: Any) -> bool:
         return False
     try:
         await tick(_agent(), RunIdRequest.from_json(message["body"]).run_id)
-    except (RunFinished, UnknownRun) as error:
+    except (RunBusy, RunFinished, UnknownRun) as error:
+        # A run that another tick holds stays due: the schedule's sweep comes before the queue would.
         logger.info("message %s asks for nothing: %s", message["messageId"], error)
     except Exception as error:
         # Another invocation may mend it, else the queue's own limit ends it among the dead letters.

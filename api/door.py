@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache, partial
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
@@ -21,6 +22,7 @@ from api.config import ApiSettings
 from api.gate import Gate, Keys
 from inbound.web import create_door
 from livery import __version__
+from wire.loopback import is_loopback
 from wire.money import MoneyError
 from wire.problems import ProblemDocument, problem_document
 
@@ -49,7 +51,11 @@ def create_app(
     """
     settings = settings or ApiSettings()
     keys = Keys(secret=settings.secret, cron_secret=settings.cron_secret, on_host=settings.on_host)
-    agent = cache(make_agent or partial(open_agent, AgentSettings()))
+    if make_agent is None:
+        agent_settings = AgentSettings()
+        _warn_of_calls_refused(agent_settings.callback_url, settings)
+        make_agent = partial(open_agent, agent_settings)
+    agent = cache(make_agent)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -79,6 +85,12 @@ def create_app(
         app.include_router(router, prefix="/api")
         app.include_router(router, include_in_schema=False)
     return app
+
+
+def _warn_of_calls_refused(callback_url: str | None, settings: ApiSettings) -> None:
+    host = urlsplit(callback_url or "").hostname
+    if settings.secret is None and host is not None and not is_loopback(host):
+        logger.warning("vendors cannot call back at %s: set LIVERY_API_SECRET, without it strangers are refused", host)
 
 
 @asynccontextmanager

@@ -1,8 +1,10 @@
 """
 The gate before every route: who may pass, told before a path is looked up and before a body is read.
 
-Where a secret is set all routes but /health ask for it as a bearer. On a host, where a stranger reaches the server by
-its name, nothing but /health is answered until there is one. Source: RFC 6750 section 2.1, RFC 9110 section 11.
+Where a secret is set all routes but /health ask for it as a bearer. Where none is, programs of this machine alone are
+answered, and on a host nobody: all others get /health and nothing else.
+
+Source: RFC 6750 section 2.1, RFC 9110 section 11.
 """
 
 import hmac
@@ -10,9 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import SecretStr
+from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inbound.web import ProblemReply
+from wire.loopback import is_address, is_loopback
 from wire.problems import problem_document
 
 OPEN = frozenset({"/health"})
@@ -20,6 +24,8 @@ OPEN = frozenset({"/health"})
 SWEEP = "/agent-sweep"
 # Proves itself by the signature of what it carries.
 SIGNED = frozenset({("POST", "/vendor-callback")})
+# What proxies add.
+_FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +42,22 @@ class Keys:
         return tuple(one.get_secret_value() for one in held if one is not None)
 
 
-def refusal(keys: Keys, method: str, path: str, authorizations: Iterable[str]) -> tuple[str, str] | None:
+def refusal(
+    keys: Keys, method: str, path: str, authorizations: Iterable[str], *, is_near: bool
+) -> tuple[str, str] | None:
     """
     Return the code and the detail of the refusal of a request, None for one that may pass.
 
     Args:
         path: as it is routed, with or without the prefix /api.
         authorizations: the values of its Authorization headers.
+        is_near: a program of this machine sent it.
     """
     path = path.removeprefix("/api")
     if path in OPEN:
         return None
-    if keys.on_host and keys.secret is None:
-        return "no_api_secret", "this host serves strangers, and LIVERY_API_SECRET is not set"
+    if keys.secret is None and (keys.on_host or not is_near):
+        return "no_api_secret", "who asks from elsewhere needs a secret, and LIVERY_API_SECRET is not set"
     if (method, path) in SIGNED:
         return None
     wanted = keys.of(path)
@@ -64,6 +73,21 @@ def refusal(keys: Keys, method: str, path: str, authorizations: Iterable[str]) -
     if any([hmac.compare_digest(given, one.encode()) for one in wanted]):
         return None
     return "forbidden", "the bearer secret is another one"
+
+
+def is_near(scope: Scope) -> bool:
+    """
+    Return whether a program of this machine sent the request, over loopback or a Unix socket.
+
+    What Host says proves nothing: whoever sends a request writes it. The server's own address is looked at too, since
+    a client that has hung up already has none. A proxy beside us would lend a stranger its address, but tells of him.
+    """
+    if any(name in _FORWARDED or name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
+        return False
+    client, server = scope.get("client"), scope.get("server")
+    return (client is None or is_loopback(client[0])) and (
+        server is None or is_loopback(server[0]) or not is_address(server[0])
+    )
 
 
 class Gate:
@@ -83,4 +107,6 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> tuple[str, str] | None:
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-        return refusal(self._keys, scope.get("method", "GET"), scope["path"], sent)
+        # As the router sees it: a server that stands below a path (root_path) puts that before it.
+        path = get_route_path(scope)
+        return refusal(self._keys, scope.get("method", "GET"), path, sent, is_near=is_near(scope))

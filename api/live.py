@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -13,8 +13,8 @@ from agent.callback import called_back
 from agent.core.views import end_of, observation_document
 from agent.follow import Pages, Pause, follow
 from agent.notify import notify
-from api.routes import TheAgent, seconds_left
-from inbound.streaming import can_stream, is_stopping
+from api.routes import TheAgent, can_stream, seconds_left
+from inbound.streaming import is_stopping
 from inbound.web import ExactRoute, JsonReply
 from wire.control import CallbackReply
 from wire.problems import ProblemDocument
@@ -26,6 +26,8 @@ SILENT_LOOKS_MAX = 15
 RETRY_MS = 2_000
 # What is left of the host's patience when a stream ends by itself; its client comes back.
 HOST_ROOM_S = 5.0
+# Of an answer that is gathered first; the event that goes beyond it is the last one.
+GATHERED_BYTES_MAX = 1_000_000
 _SEQ_DIGITS_MAX = 15
 
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -59,12 +61,11 @@ async def agent_events(
 
     A host that cannot stream answers the events so far; whoever asks again with the last id goes on from there.
     """
-    live = request.app.state.settings.stream and can_stream(request.scope)
-    pause = _pause_for(seconds_left(request)) if live else _no_pause
-    pages = await follow(agent, run_id, _seq(last_event_id or since), pause)
+    live, is_over = can_stream(request), _end_of(seconds_left(request))
+    pages = await follow(agent, run_id, _seq(last_event_id or since), _pause_until(is_over) if live else _no_pause)
     if pages is None:
         return Response(status_code=204, headers=_HEADERS)
-    return EventSourceResponse(written(pages), headers=_HEADERS)
+    return EventSourceResponse(written(pages, is_over, None if live else GATHERED_BYTES_MAX), headers=_HEADERS)
 
 
 @router.post("/vendor-callback", response_model=CallbackReply, responses={401: {"model": ProblemDocument}})
@@ -79,30 +80,45 @@ async def vendor_callback(
     return JsonReply(CallbackReply(), background=BackgroundTask(notify, agent))
 
 
-async def written(pages: Pages) -> AsyncIterator[bytes]:
-    """Yield the pages as a text/event-stream, and now and then a comment where they are empty."""
+async def written(
+    pages: Pages, is_over: Callable[[], bool] = lambda: False, bytes_max: int | None = None
+) -> AsyncIterator[bytes]:
+    """
+    Yield the pages as a text/event-stream, and now and then a comment where they are empty.
+
+    Whoever asks again goes on where it ended: with the page after which `is_over`, or the event beyond `bytes_max`.
+    """
     yield format_sse_event(retry=RETRY_MS)
-    silent = 0
+    silent = told_bytes = 0
     async for page in pages:
         for entry in page:
-            yield format_sse_event(
+            event = format_sse_event(
                 data_str=observation_document(entry).to_json().decode(),
                 event=end_of(entry) or entry.type,
                 id=str(entry.seq),
             )
+            yield event
+            told_bytes += len(event)
+            if bytes_max is not None and told_bytes > bytes_max:
+                return
+        if is_over():
+            return
         silent = 0 if page else silent + 1
         if silent == SILENT_LOOKS_MAX:
             silent = 0
             yield format_sse_event(comment="still here")
 
 
-def _pause_for(left_s: float | None) -> Pause:
-    """Return the pause of a stream that the server, or the host after `left_s`, would otherwise cut in the middle."""
+def _end_of(left_s: float | None) -> Callable[[], bool]:
+    """Return what tells whether the server, or the host after `left_s`, would soon cut an answer in the middle."""
     until_s = None if left_s is None else time.monotonic() + left_s - HOST_ROOM_S
+    return lambda: is_stopping() or (until_s is not None and time.monotonic() >= until_s)
 
+
+def _pause_until(is_over: Callable[[], bool]) -> Pause:
     async def pause() -> bool:
         await asyncio.sleep(LOOK_S)
-        return not is_stopping() and (until_s is None or time.monotonic() < until_s)
+        return not is_over()
 
     return pause
 

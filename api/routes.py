@@ -15,6 +15,7 @@ from agent.status import runs, status
 from agent.sweep import RUNS_PER_SWEEP_MAX, sweep
 from agent.tick import tick
 from api.config import ApiSettings
+from inbound import streaming
 from inbound.web import ExactRoute, JsonReply
 from livery import __version__
 from wire.control import (
@@ -123,6 +124,12 @@ def seconds_left(request: Request) -> float | None:
         return float(context.get_remaining_time_in_millis()) / 1_000
     settings: ApiSettings = request.app.state.settings
     return settings.vercel_request_s if settings.vercel else None
+
+
+def can_stream(request: Request) -> bool:
+    """Return whether the host passes an answer on as it comes, of any length."""
+    settings: ApiSettings = request.app.state.settings
+    return settings.stream and streaming.can_stream(request.scope)
 
 
 def _named(body: TickRequest | None, run_id: str | None) -> str:

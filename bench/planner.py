@@ -5,7 +5,9 @@ A vendor's price is uniform on [0.5, 3], its chance of finishing a job 0.35 + 0.
 within [0.05, 0.98]; a failed job keeps 0.6 of its price; the budget ends the run. Regret is the share of the oracle's
 finished jobs that are missing. The bandit is the agent's own scoring (`agent.core.scoring`). An LLM is anything that
 picks from its shortlist: at random, the truly worst of it every time; one that is silent or late leaves the bandit's
-wish standing, which is the bandit's own row.
+wish standing, which is the bandit's own row. A job takes an hour. After a failure the bandit leaves a vendor alone as
+the agent does, and waits for its rest to end where nobody ready is as good, which costs no money. The planners that are
+compared with it know no rests.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from random import Random
 
@@ -21,9 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.core.scoring import KEPT_BY_FAILURE, Record, beliefs, expected_cost, shortlist
+from agent.core.standing import rests_until
 
 VENDORS = 8
 BUDGETS = (50.0, 200.0, 1000.0)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+JOB = timedelta(hours=1)
 # The bandit was tuned on worlds 10,000 to 30,000, and the first 300 are anybody's.
 FIRST_SEED = 1_000_000
 SEEDS = 300
@@ -49,6 +55,11 @@ class World:
         self.done = [0] * VENDORS
         self.failed = [0] * VENDORS
         self.left = 0.0
+        self.now = START
+        self.failed_in_a_row = [0] * VENDORS
+        self._last_failed_at: list[datetime | None] = [None] * VENDORS
+        # How often the bandit was asked, and how often it had more than one to choose from.
+        self.asked, self.choices = 0, 0
 
     def finished(self, choose: Callable[["World"], int], budget: float) -> int:
         """Return how many jobs are finished when `choose` spends `budget`."""
@@ -60,18 +71,35 @@ class World:
             if cost > self.left:
                 return sum(self.done)
             self.left -= cost
-            (self.done if succeeded else self.failed)[place] += 1
+            self.now += JOB
+            self.end(place, succeeded)
+
+    def end(self, place: int, succeeded: bool) -> None:
+        """Keep how a job ended, now."""
+        (self.done if succeeded else self.failed)[place] += 1
+        self.failed_in_a_row[place] = 0 if succeeded else self.failed_in_a_row[place] + 1
+        if not succeeded:
+            self._last_failed_at[place] = self.now
 
     def cheapest(self, chances: Sequence[float]) -> int:
         """Return where a finished job costs least if these are the chances."""
         return min(range(VENDORS), key=lambda place: expected_cost(chances[place], self.prices[place]))
 
     def best(self) -> list[int]:
-        """Return the bandit's shortlist, the best first."""
+        """Return the bandit's shortlist, the best first, after the rest that it waits out."""
         ends = zip(self.done, self.failed, strict=True)
         known = beliefs([Record(score=0.5, completed=done, failed=failed) for done, failed in ends])
-        draws = [self.draw.random() for _ in range(VENDORS)]
-        return [place for _, place in shortlist(known, self.prices, self.left, draws)]
+        rests = [
+            rests_until(in_a_row, at) or START
+            for in_a_row, at in zip(self.failed_in_a_row, self._last_failed_at, strict=True)
+        ]
+        while True:
+            draws = [self.draw.random() for _ in range(VENDORS)]
+            found = [place for _, place in shortlist(known, self.prices, self.left, draws)]
+            if ready := [place for place in found if rests[place] <= self.now]:
+                self.asked, self.choices = self.asked + 1, self.choices + (len(ready) > 1)
+                return ready
+            self.now = rests[found[0]]
 
 
 def _greedy(world: World) -> int:
@@ -102,12 +130,17 @@ PLANNERS: Mapping[str, Callable[[World], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`regret` is percent, by planner and then by budget; `jobs` is what the oracle finishes on average."""
+    """
+    `regret` is percent, by planner and then by budget; `jobs` is what the oracle finishes on average.
+
+    `choices` is the percentage of the bandit's purchases with more than one vendor on the shortlist, by budget.
+    """
 
     seeds: int
     first_seed: int
     jobs: dict[float, float]
     regret: dict[str, dict[float, float]]
+    choices: dict[float, float]
     missed: list[str]
 
 
@@ -116,10 +149,14 @@ def run(seeds: int = SEEDS, budgets: Sequence[float] = BUDGETS) -> Result:
     starts = range(FIRST_SEED, FIRST_SEED + seeds, SEEDS_AT_ONCE)
     parts = [(start, min(start + SEEDS_AT_ONCE, FIRST_SEED + seeds), budget) for budget in budgets for start in starts]
     totals: dict[str, dict[float, int]] = {name: dict.fromkeys(budgets, 0) for name in PLANNERS}
+    asked, choices = dict.fromkeys(budgets, 0), dict.fromkeys(budgets, 0)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for (_, _, budget), counts in zip(parts, pool.map(_count, parts), strict=True):
-            for name, count in counts.items():
-                totals[name][budget] += count
+            for name, (finished, times_asked, times_chosen) in counts.items():
+                totals[name][budget] += finished
+                if name == "bandit":
+                    asked[budget] += times_asked
+                    choices[budget] += times_chosen
     oracle = totals.pop("oracle")
     regret = {
         name: {budget: round(100 * (1 - counts[budget] / oracle[budget]), 2) for budget in budgets}
@@ -128,15 +165,19 @@ def run(seeds: int = SEEDS, budgets: Sequence[float] = BUDGETS) -> Result:
     # Nobody is asked anything new: where no answer comes, the bandit's own wish stands.
     regret["llm silent"] = regret["llm slow"] = regret["bandit"]
     jobs = {budget: round(oracle[budget] / seeds, 1) for budget in budgets}
-    return Result(seeds, FIRST_SEED, jobs, regret, missed_goals(regret, budgets))
+    shares = {budget: round(100 * choices[budget] / asked[budget], 1) for budget in budgets}
+    return Result(seeds, FIRST_SEED, jobs, regret, shares, missed_goals(regret, budgets) if seeds >= SEEDS else [])
 
 
-def _count(part: tuple[int, int, float]) -> dict[str, int]:
+def _count(part: tuple[int, int, float]) -> dict[str, tuple[int, int, int]]:
+    """Return by planner how many jobs it finishes, how often it asked for a shortlist, how often that had a choice."""
     start, end, budget = part
-    return {
-        name: sum(World(seed).finished(choose, budget) for seed in range(start, end))
-        for name, choose in PLANNERS.items()
-    }
+    found = {}
+    for name, choose in PLANNERS.items():
+        worlds = [World(seed) for seed in range(start, end)]
+        finished = sum(world.finished(choose, budget) for world in worlds)
+        found[name] = finished, sum(world.asked for world in worlds), sum(world.choices for world in worlds)
+    return found
 
 
 def missed_goals(regret: Mapping[str, Mapping[float, float]], budgets: Sequence[float]) -> list[str]:
@@ -159,6 +200,7 @@ def table(result: Result) -> Table:
     shown.add_row("oracle", *(f"0 ({result.jobs[budget]} jobs)" for budget in result.jobs))
     for name, by_budget in result.regret.items():
         shown.add_row(name, *(f"{by_budget[budget]:.1f}" for budget in result.jobs))
+    shown.add_row("[dim]bandit: choice, % of buys", *(f"[dim]{result.choices[budget]}" for budget in result.jobs))
     shown.add_row("[dim]goal of the bandit", *(f"[dim]{GOALS[budget]:.0f}" for budget in result.jobs))
     shown.caption = "llm silent and slow are not run: there the bandit's wish stands"
     return shown

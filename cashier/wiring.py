@@ -1,6 +1,7 @@
 """Joins the cashier: `Cashier` is the whole door for those who sell."""
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -11,7 +12,6 @@ from cashier.core.dialects import X402, Dialects
 from cashier.core.model import Answer, PaidRequest, Price
 from cashier.edges.chain_rpc import RpcChain, RpcSender
 from cashier.edges.facilitator_http import HttpFacilitator
-from cashier.edges.mpp_pympp import open_mpp
 from cashier.edges.till_sqlite import SCHEMA, SqliteTill
 from cashier.ports import Desk, HasCapacity, Start
 from cashier.recover import Recovered, recover
@@ -22,6 +22,8 @@ from chain.token import TokenReader
 from outbound.http import HttpClient
 from storage.sqlite import Sqlite
 from wire.money import Asset
+
+_LOG = logging.getLogger("livery.cashier")
 
 
 class Cashier:
@@ -56,7 +58,7 @@ def open_cashier(
     now_s: Callable[[], int] = lambda: int(time.time()),
 ) -> Cashier:
     """
-    Return a cashier that takes `asset`; making it does no I/O.
+    Return a cashier that takes `asset`; making it does no I/O but importing MPP's codec.
 
     Args:
         keys: private keys (0x-hex) of the addresses that are paid; refunds are sent from them, and the secret
@@ -81,7 +83,14 @@ def open_cashier(
 
 
 def _dialects(asset: Asset, keys: tuple[str, ...]) -> Dialects:
-    """Return x402 in both versions, and MPP where its codec is installed."""
+    """Return x402 in both versions, and MPP where its codec is installed and whole."""
+    try:
+        from cashier.edges.mpp_pympp import open_mpp
+    except ImportError as error:
+        # Not to install it is a choice, to have it broken is not.
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == "mpp"
+        _LOG.log(logging.INFO if is_absent else logging.WARNING, "no payments in MPP: %s", error)
+        return X402
     secret = "".join(sorted(keys)) or secrets.token_hex(32)
     mpp = open_mpp(asset, hashlib.sha256(f"livery mpp challenges {secret}".encode()).hexdigest())
-    return X402 if mpp is None else {**X402, mpp.name: mpp}
+    return {**X402, mpp.name: mpp}

@@ -59,8 +59,9 @@ def _kept(status: StatusReply) -> Iterator[tuple[JobDocument, ArtifactDocument]]
 
 
 def _place(to: Path, job: JobDocument, artifact: ArtifactDocument) -> Path:
-    """Return where a file goes, inside `to` whatever a vendor called it."""
-    return to / to_file_name(job.id) / to_file_name(artifact.name)
+    """Return where a file goes, inside `to` whatever a vendor called it; no two of a job share one, on any disk."""
+    alike = [one for one in job.artifacts if one.name.casefold() == artifact.name.casefold()]
+    return to / to_file_name(job.id, cased=True) / to_file_name(artifact.name, cased=len(alike) == 1)
 
 
 def _line(job: JobDocument, artifact: ArtifactDocument, to: Path | None) -> dict[str, Any]:

@@ -26,3 +26,9 @@ class CliSettings(BaseSettings):
         description="The control plane's LIVERY_API_SECRET, where it asks for one.",
         validation_alias=AliasChoices("LIVERY_CLI_SECRET", "LIVERY_API_SECRET"),
     )
+
+    @property
+    def mixes_sources(self) -> bool:
+        """Whether the address is of the folder's `.env`, which anybody may have written, and the secret is not."""
+        alone = CliSettings(_env_file=None)
+        return self.secret is not None and self.secret == alone.secret and self.url != alone.url

@@ -61,7 +61,7 @@ def run(work: Coroutine[Any, Any, T], *, as_json: bool = False) -> T:
     """Return what `work` returns; the errors that people can do something about become one sentence and exit code 1."""
     from agent.core.errors import AgentError, VendorError
     from chain.errors import ChainError
-    from livery.client import ProblemError, Unreachable
+    from livery.client import Exposed, ProblemError, Unreachable
     from wire.model import first_error
     from wire.money import MoneyError
 
@@ -74,6 +74,9 @@ def run(work: Coroutine[Any, Any, T], *, as_json: bool = False) -> T:
         fail(f"{problem.title}: {problem.detail}", problem.hint, problem.code, as_json=as_json)
     except Unreachable as error:
         fail(str(error), "Start one with `livery up`, or add --local to run without a server.", as_json=as_json)
+    except Exposed as error:
+        hint = "Name it with --url and https://, or keep LIVERY_URL and LIVERY_API_SECRET in one place."
+        fail(str(error), hint, "secret_exposed", as_json=as_json)
     except VendorError as error:
         fail(f"the vendor did not serve: {error}", "Check its endpoint and its secret.", as_json=as_json)
     except (AgentError, MoneyError, ChainError) as error:

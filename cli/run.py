@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from cli import local
 from cli.config import CliSettings
 from cli.console import Json, branch, err, fail, out, print_json, run, show, table, words
 from cli.watching import picture
-from livery.client import Client, ProblemError
+from livery.client import Client, Exposed, ProblemError
 from wire.control import JobRequest, StartRequest, StatusReply
 from wire.model import first_error
 
@@ -37,16 +38,20 @@ async def control_plane(url: str | None, here: bool) -> AsyncIterator[Client]:
     if not here:
         settings = CliSettings()
         secret = settings.secret.get_secret_value() if settings.secret else None
+        if url is None and settings.mixes_sources:
+            raise Exposed(f"the environment's secret is not sent to the address that .env names, {settings.url}")
         async with Client(url or settings.url, secret=secret) as client:
             yield client
         return
     import httpx
 
+    from agent.config import AgentSettings
+    from agent.wiring import open_agent
     from api.config import ApiSettings
     from api.door import create_app
 
     # Nobody else can ask a control plane inside this process: it needs no secret, whatever the environment has.
-    app = create_app(settings=ApiSettings.model_construct())
+    app = create_app(partial(open_agent, AgentSettings()), settings=ApiSettings.model_construct())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with Client("http://localhost", transport=transport) as client, app.router.lifespan_context(app):
         yield client

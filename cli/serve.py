@@ -31,7 +31,7 @@ def serve(
     """
     from api.config import ApiSettings
     from api.door import create_app
-    from inbound.serve import is_loopback
+    from wire.loopback import is_loopback
 
     try:
         settings = ApiSettings()

@@ -4,7 +4,6 @@ Serving an ASGI application on this machine: which port, how it stops, how it lo
 SIGTERM and Ctrl-C let the requests in flight finish, then end with exit code 0.
 """
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -20,16 +19,6 @@ BACKLOG = 128
 
 class CannotServe(Exception):
     """The address cannot be served; the message says why and what to do."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bound_socket(host: str, port: int, *, chosen: bool) -> socket.socket:

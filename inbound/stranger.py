@@ -11,7 +11,7 @@ Source: RFC 9110 section 7.2 (Host), RFC 6454 section 7 (Origin), W3C Fetch Meta
 import re
 from collections.abc import Collection, Iterable
 
-from inbound.serve import is_loopback
+from wire.loopback import is_loopback
 
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:[0-9]{1,5})?")
 _OWN_SITES = ("same-origin", "none")

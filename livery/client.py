@@ -28,12 +28,15 @@ from wire.control import (
     StatusReply,
     TickReply,
 )
+from wire.loopback import is_loopback
 from wire.model import Body
 from wire.problems import ProblemDocument
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 # A tick may wait for a settlement on a busy chain.
 TIMEOUT_S = 90.0
+# Hosts that gather an answer before they send it give no more of a file at a time.
+PART_BYTES = 4 * 1024 * 1024
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -54,6 +57,10 @@ class Damaged(Exception):
     """What arrived is not the file that was listed: its size or its SHA-256 is another."""
 
 
+class Exposed(Exception):
+    """The secret would go over the network in the open, or to whom it is not meant for; nothing was sent."""
+
+
 class Client:
     """
     One control plane at `url`.
@@ -61,11 +68,17 @@ class Client:
     Args:
         secret: the control plane's LIVERY_API_SECRET, where it has one.
         transport: what carries requests instead of the network, e.g. `httpx.ASGITransport(app)`.
+
+    Raises:
+        Exposed: there is a secret, and `url` is neither https nor on this machine.
     """
 
     def __init__(
         self, url: str = DEFAULT_URL, *, secret: str | None = None, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
+        asked = httpx.URL(url)
+        if secret is not None and asked.scheme != "https" and not is_loopback(asked.host):
+            raise Exposed(f"the secret is sent over https or on this machine alone, not to {url}")
         self.url = url
         self._http = httpx.AsyncClient(
             base_url=url,
@@ -166,9 +179,7 @@ class Client:
         try:
             with part.open("wb") as file:
                 try:
-                    # Not `artifact.url`: the secret goes to this control plane, whatever an answer says.
-                    async with self._http.stream("GET", "/api/agent-artifact", params=query) as reply:
-                        await self._receive(reply, artifact, file, progress)
+                    await self._receive(query, artifact, file, progress)
                 except httpx.TransportError as error:
                     raise self._unreachable(error) from None
             os.replace(part, to)
@@ -176,19 +187,27 @@ class Client:
             part.unlink(missing_ok=True)
 
     async def _receive(
-        self, reply: httpx.Response, artifact: ArtifactDocument, file: BinaryIO, progress: Callable[[int], None]
+        self, query: dict[str, str], artifact: ArtifactDocument, file: BinaryIO, progress: Callable[[int], None]
     ) -> None:
-        if reply.status_code != 200:
-            await reply.aread()
-            raise self._problem(reply)
-        digest, received = hashlib.sha256(), 0
-        async for chunk in reply.aiter_raw():
-            received += len(chunk)
-            if received > artifact.bytes:
-                break
-            digest.update(chunk)
-            file.write(chunk)
-            progress(received)
+        """Write the file, a large one part by part; whoever answers with other parts fails at the hash."""
+        digest, received, more = hashlib.sha256(), 0, True
+        while more:
+            before = received
+            large = artifact.bytes > PART_BYTES
+            headers = {"range": f"bytes={received}-{received + PART_BYTES - 1}"} if large else {}
+            # Not `artifact.url`: the secret goes to this control plane, whatever an answer says.
+            async with self._http.stream("GET", "/api/agent-artifact", params=query, headers=headers) as reply:
+                if reply.status_code not in (200, 206):
+                    await reply.aread()
+                    raise self._problem(reply)
+                async for chunk in reply.aiter_raw():
+                    received += len(chunk)
+                    if received > artifact.bytes:
+                        break
+                    digest.update(chunk)
+                    file.write(chunk)
+                    progress(received)
+            more = reply.status_code == 206 and before < received < artifact.bytes
         if received != artifact.bytes or digest.hexdigest() != artifact.sha256:
             raise Damaged(f"{artifact.name}: what arrived is not what the control plane lists")
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 ANSWER_BYTES_MAX = 64 * 1024
 TEMPERATURE = 0.2
-# What an endpoint answers that does not know a way of asking; other statuses speak of the key, the model or the day.
-_UNKNOWN_FORM = frozenset({400, 404, 422})
+# What endpoints answer that do not know a way of asking; other statuses speak of the key, the
+# model or the day.
+_UNKNOWN_FORM = frozenset({400, 404, 415, 422, 501})
 _SENT_HEADERS = ("authorization", "content-type", "accept")
 _REPEATED_CHARS_MAX = 2_000
 
@@ -162,6 +163,9 @@ class ChatEndpoint:
             return Reply(value=None, why=mended.why, raw=text)
         found = read(mended)
         if isinstance(found, Unusable):
+            if not found.formed:
+                # It worked once and does no longer: the next question is asked in every way again.
+                _WORKING.pop((self._base_url, self._model), None)
             return Reply(value=None, why=found.problem, raw=mended)
         _WORKING[self._base_url, self._model] = level
         return Reply(value=found, raw=mended)
@@ -186,7 +190,9 @@ class ChatEndpoint:
         except Exception as error:
             # Whatever the library makes of an answer from a hostile machine: there is none.
             return _Silent(f"no answer: {type(error).__name__}")
-        return _text(answer.content)
+        text = _text(answer.content)
+        # What a model says is kept for people, and it may say the key.
+        return text.replace(self._api_key, "***") if isinstance(text, str) and self._api_key else text
 
     @cached_property
     def _client(self) -> "openai.AsyncOpenAI":

@@ -15,6 +15,7 @@ _NODES = 32
 # Each step halves the error or the bracket; what takes more than so many lies beside the smallest floats.
 _SEARCH_STEPS_MAX = 400
 _TINY = 1e-300
+_LAST = math.nextafter(1.0, 0.0)
 # Halley's steps cube the error: from as near as this, in shares of the nearer tail, one more step is the last.
 _CLOSE = 1e-4
 
@@ -56,10 +57,11 @@ class Beta:
             return float(u >= 1)
         a, b, log_beta = self.a, self.b, _log_beta(self.a, self.b)
         close = _CLOSE * min(u, 1 - u)
-        low, high, last, x = 0.0, 1.0, math.inf, _first_guess(self.a, self.b, u, log_beta)
+        # A guess on an end says nothing: the search goes on from beside it.
+        low, high, last, x = 0.0, 1.0, math.inf, min(max(_first_guess(a, b, u, log_beta), 2 * _TINY), _LAST)
         for _ in range(_SEARCH_STEPS_MAX):
-            if x <= _TINY or x >= 1.0:
-                break
+            if x <= _TINY:
+                return 0.0
             error = _below(a, b, x, log_beta) - u
             low, high = (low, x) if error > 0 else (x, high)
             density = math.exp((a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - log_beta)
@@ -73,7 +75,7 @@ class Beta:
             if nearer in (low, high):
                 return nearer
             x, last = nearer, abs(error)
-        return min(max(x, 0.0), 1.0)
+        return x
 
     def interval(self, level: float) -> tuple[float, float]:
         """Return the bounds that hold `level` of the probability, as much below them as above."""

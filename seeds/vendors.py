@@ -3,7 +3,7 @@
 from datetime import timedelta
 from decimal import Decimal
 
-from agent.core.model import Vendor
+from agent.core.model import GpuPrice, Vendor
 from agent.ports import Store
 from chain.devchain import dev_account
 from wire.money import Asset, to_atomic
@@ -27,6 +27,7 @@ async def seed_vendors(store: Store, asset: Asset, endpoint: str, *, replace: bo
     added = []
     for place, (vendor_id, name, price, reliability, account) in enumerate(SEEDS):
         at = now + timedelta(microseconds=place)
+        per_hour_atomic = to_atomic(Decimal(price), asset)
         vendor = Vendor(
             vendor_id=vendor_id,
             name=name,
@@ -34,11 +35,12 @@ async def seed_vendors(store: Store, asset: Asset, endpoint: str, *, replace: bo
             pay_to=dev_account(account).address,
             asset=asset.address,
             network=asset.network,
-            base_price_per_hour_atomic=to_atomic(Decimal(price), asset),
+            base_price_per_hour_atomic=per_hour_atomic,
             reliability_score=Decimal(reliability),
             supported_gpu_types=GPU_TYPES,
             created_at=at,
             updated_at=at,
+            prices=tuple(GpuPrice(gpu_type=gpu_type, per_hour_atomic=per_hour_atomic) for gpu_type in GPU_TYPES),
         )
         if await store.put_vendor(vendor, replace=replace):
             added.append(vendor_id)

@@ -7,6 +7,8 @@ from urllib.parse import quote
 FILE_NAME_BYTES_MAX = 255
 
 _LEADING_DOTS = re.compile(r"^\.+")
+# A capital that is not a digit of `%XX`.
+_UPPER = re.compile(r"(?<!%)(?<!%.)[A-Z]")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -14,11 +16,12 @@ class NotAFileName(ValueError):
     """The name cannot be a file's: it is empty, too long, or not text."""
 
 
-def to_file_name(name: str) -> str:
+def to_file_name(name: str, *, cased: bool = False) -> str:
     """
-    Return `name` with letters, digits, `.`, `_`, `-` and everything else as `%XX`; no two names share one.
+    Return `name` with a-z, digits, `.`, `_`, `-` and everything else as `%XX`; no two names share one, on any disk.
 
-    A dot at the beginning is escaped too, so that none is hidden, `.` or `..`.
+    A dot at the beginning is escaped too, so that none is hidden, `.` or `..`. With `cased` A-Z stay as they are:
+    on a disk that is blind to case, names that differ in nothing else then share one.
 
     Raises:
         NotAFileName: there is no such file name.
@@ -28,6 +31,8 @@ def to_file_name(name: str) -> str:
         escaped = quote(name, safe="").replace("~", "%7E")
     except UnicodeEncodeError:
         raise NotAFileName("the name is not text") from None
+    if not cased:
+        escaped = _UPPER.sub(lambda upper: f"%{ord(upper[0]):X}", escaped)
     escaped = _LEADING_DOTS.sub(lambda dots: "%2E" * len(dots[0]), escaped)
     if not escaped or len(escaped) > FILE_NAME_BYTES_MAX:
         raise NotAFileName(f"a file's name has 1 to {FILE_NAME_BYTES_MAX} bytes, escaped; this has {len(escaped)}")

@@ -41,6 +41,12 @@ PROBLEMS: dict[str, Problem] = {
         415, "The body is not called JSON", "Send it with the header `Content-Type: application/json`."
     ),
     "body_too_large": Problem(413, "The body is too large", "Send a smaller body."),
+    "too_large_for_host": Problem(
+        413, "The answer is larger than this host can give", "Ask for it in parts, with the header `Range`."
+    ),
+    "range_not_satisfiable": Problem(
+        416, "The file has no such part", "Ask for bytes that `Content-Range` says it has."
+    ),
     "header_too_large": Problem(431, "A header is too large", "Send a smaller header."),
     "method_not_allowed": Problem(405, "This path has another method", "See the `Allow` header."),
     "unknown_host": Problem(421, "This server has another name", "Call it by 127.0.0.1 or localhost."),
@@ -124,16 +130,21 @@ REFUSALS: dict[str, str] = {
     "over_day_cap": "The wallet has paid as much as it may in one day.",
     "over_hourly_price": "The vendor's price per hour is above the run's maximum.",
     "over_budget": "The quote is above what is left of the budget.",
+    "over_listed_price": "The quote is above the vendor's registered price; register it again to accept a new one.",
     "bad_quote": "The vendor's quote cannot be read or is not above zero.",
     "bad_challenge": "The vendor's answer to an unpaid submission was not a readable 402.",
     "vendor_unreachable": "The vendor did not answer.",
     "vendor_refused": "The vendor refused the request.",
-    "payment_refused": "The vendor refused the payment; the chain proves that nothing was paid.",
+    "vendor_denied": "The vendor did not accept our secret.",
+    "no_vendor_secret": "No bearer secret is configured for the vendor.",
+    "vendor_not_registered": "The vendor was removed from the register before it had the job.",
+    "vendor_other_asset": "The vendor is registered with another asset or network than the run pays in.",
+    "payment_refused": "The cheque was refused or never sent; the chain proves that nothing was paid.",
     "paid_not_served": "The payment settled, the vendor never started the job.",
     "job_lost": "The vendor could not be reached for too long.",
     "overdue": "The job ran longer than was paid for.",
     "no_vendor_left": "No vendor is left for the run: none has what it asks for, or all have failed in it.",
-    "attempts_exhausted": "As many jobs failed as the run may try.",
+    "attempts_exhausted": "As many jobs failed or were cancelled as the run may try.",
     "deadline_passed": "The run's deadline has passed.",
     "insufficient_budget": "What is left of the budget buys no hundredth of an hour.",
     "bad_refund": "The vendor announced a refund that cannot be one.",

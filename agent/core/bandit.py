@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Literal
 
 from agent.core.model import Run, Standing, Vendor
-from agent.core.planning import Proposal, Question, gpu_for, hours_wanted
+from agent.core.planning import Proposal, Question, gpu_for, hours_wanted, price_of
 from agent.core.scoring import Record, beliefs, expected_cost, shortlist
 from agent.core.standing import faded, rests_until
 from reputation.beta import Beta
@@ -53,8 +53,11 @@ class Advice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Arm:
+    """`rests_until` is None where it is ready: nothing is held against it, or its rest is over."""
+
     vendor: Vendor
     gpu_type: str
+    per_hour_atomic: int
     hours: Decimal
     here: Standing | None
     record: Record
@@ -62,8 +65,13 @@ class _Arm:
 
 
 def advise(question: Question) -> Advice:
-    """Return whom to rent from, or why nobody: nobody is able, nothing can be paid, or the able ones are resting."""
-    run, now = question.run, question.now
+    """
+    Return whom to rent from, or why nobody: nobody is able, nothing can be paid, or the best one or all are resting.
+
+    A rest is waited out where nobody ready is as good: a job takes longer, and the next best costs more. A vendor that
+    rests beyond the run's deadline is passed over while another is ready.
+    """
+    run = question.run
     arms = _arms(question)
     if not question.vendors:
         return _none("wait", "no vendor is registered")
@@ -73,19 +81,41 @@ def advise(question: Question) -> Advice:
     if not paid:
         left = to_decimal(run.budget.available_atomic, run.asset)
         return _none("abort", f"Insufficient budget: {left} {run.asset.symbol} buys no job", "insufficient_budget")
-    ready = [arm for arm in paid if arm.rests_until is None or arm.rests_until <= now]
-    if not ready:
-        rests = sorted((arm.rests_until, arm.vendor.vendor_id) for arm in paid if arm.rests_until is not None)
+    rests = sorted((arm.rests_until, arm.vendor.vendor_id) for arm in paid if arm.rests_until is not None)
+    if len(rests) == len(paid):
         named = ", ".join(f"{vendor_id} until {until:%H:%M:%S} UTC" for until, vendor_id in rests)
-        return _none("wait", f"every able vendor failed lately: {named}")
+        return _none("wait", f"every able vendor failed lately: {named}", until=rests[0][0])
+    all_known = zip(paid, beliefs([arm.record for arm in paid]), strict=True)
+    in_time = [(arm, belief) for arm, belief in all_known if not _is_late(run, arm)]
+    return _best(run, [arm for arm, _ in in_time], [belief for _, belief in in_time])
 
-    known = beliefs([arm.record for arm in ready])
+
+def _is_late(run: Run, arm: _Arm) -> bool:
+    return arm.rests_until is not None and run.deadline is not None and arm.rests_until > run.deadline
+
+
+def _best(run: Run, arms: Sequence[_Arm], known: Sequence[Beta]) -> Advice:
+    """Return the ready ones of the shortlist of `arms`, of which at least one is ready; or whom to wait for."""
     # All are compared by a whole job, also where the budget buys less of it.
-    prices = [float(price_atomic(arm.vendor.base_price_per_hour_atomic, hours_wanted(run))) for arm in ready]
-    ranked = shortlist(known, prices, float(run.budget.available_atomic), [_draw(run, arm) for arm in ready])
-    candidates = tuple(_candidate(ready[place], known[place], cost) for cost, place in ranked)
-    best = candidates[0]
-    return Advice(proposal=_wish(best, _described(run, best)), candidates=candidates)
+    prices = [float(price_atomic(arm.per_hour_atomic, hours_wanted(run))) for arm in arms]
+    ranked = shortlist(known, prices, float(run.budget.available_atomic), [_draw(run, arm) for arm in arms])
+    candidates = tuple(
+        _candidate(arms[place], known[place], cost) for cost, place in ranked if arms[place].rests_until is None
+    )
+    if candidates:
+        best = candidates[0]
+        return Advice(proposal=_wish(best, _described(run, best)), candidates=candidates)
+    cost, place = ranked[0]
+    ready = [place for place, arm in enumerate(arms) if arm.rests_until is None]
+    next_cost, next_best = min((expected_cost(known[place].mean, prices[place]), place) for place in ready)
+    until = arms[place].rests_until
+    return _none(
+        "wait",
+        f"{arms[place].vendor.vendor_id} failed lately and rests until {until:%H:%M:%S} UTC:"
+        f" drawn as {_money(run, cost)} per finished job,"
+        f" the next best, {arms[next_best].vendor.vendor_id}, costs {_money(run, next_cost)}",
+        until=until,
+    )
 
 
 def choose(advice: Advice, candidate: Candidate, reason: str) -> Proposal:
@@ -95,8 +125,10 @@ def choose(advice: Advice, candidate: Candidate, reason: str) -> Proposal:
     return _wish(candidate, reason)
 
 
-def _none(action: Literal["wait", "abort"], reason: str, code: str | None = None) -> Advice:
-    return Advice(proposal=Proposal(action=action, reason=reason, code=code, mode="bandit"))
+def _none(
+    action: Literal["wait", "abort"], reason: str, code: str | None = None, until: datetime | None = None
+) -> Advice:
+    return Advice(proposal=Proposal(action=action, reason=reason, code=code, until=until, mode="bandit"))
 
 
 def _wish(candidate: Candidate, reason: str) -> Proposal:
@@ -110,14 +142,26 @@ def _arms(question: Question) -> list[_Arm]:
     standings = [faded(one, question.now) for one in question.standings]
     arms = []
     for vendor in question.vendors:
-        gpu_type, per_hour = gpu_for(run, vendor), vendor.base_price_per_hour_atomic
-        if gpu_type is None or per_hour <= 0 or (cap is not None and per_hour > cap):
+        gpu_type = gpu_for(run, vendor)
+        if gpu_type is None:
+            continue
+        per_hour = price_of(vendor, gpu_type)
+        if per_hour <= 0 or (cap is not None and per_hour > cap):
             continue
         here = next((one for one in standings if (one.vendor_id, one.gpu_type) == (vendor.vendor_id, gpu_type)), None)
         hours = min(hours_wanted(run), hours_bought(run.budget.available_atomic, per_hour))
         rests = _rests_until(run, vendor.vendor_id, here)
-        record = record_of(vendor, gpu_type, standings)
-        arms.append(_Arm(vendor=vendor, gpu_type=gpu_type, hours=hours, here=here, record=record, rests_until=rests))
+        arms.append(
+            _Arm(
+                vendor=vendor,
+                gpu_type=gpu_type,
+                per_hour_atomic=per_hour,
+                hours=hours,
+                here=here,
+                record=record_of(vendor, gpu_type, standings),
+                rests_until=None if rests is None or rests <= question.now else rests,
+            )
+        )
     return arms
 
 
@@ -161,7 +205,7 @@ def _candidate(arm: _Arm, belief: Beta, cost: float) -> Candidate:
     return Candidate(
         vendor_id=arm.vendor.vendor_id,
         gpu_type=arm.gpu_type,
-        price_per_hour_atomic=arm.vendor.base_price_per_hour_atomic,
+        price_per_hour_atomic=arm.per_hour_atomic,
         hours=arm.hours,
         mean=belief.mean,
         low=low,
@@ -174,15 +218,21 @@ def _candidate(arm: _Arm, belief: Beta, cost: float) -> Candidate:
 
 def _described(run: Run, candidate: Candidate) -> str:
     price = float(price_atomic(candidate.price_per_hour_atomic, hours_wanted(run)))
-    mean, drawn = (
-        to_decimal(math.ceil(cost), run.asset).quantize(Decimal("0.01"))
-        for cost in (expected_cost(candidate.mean, price), candidate.cost_atomic)
-    )
+    mean = _money(run, expected_cost(candidate.mean, price))
     return (
-        f"{candidate.vendor_id} {candidate.gpu_type}: {mean} {run.asset.symbol} expected per finished job,"
-        f" drawn as {drawn} (reliability {candidate.mean:.2f}, {candidate.low:.2f}-{candidate.high:.2f},"
+        f"{candidate.vendor_id} {candidate.gpu_type}: {mean} expected per finished job,"
+        f" drawn as {_amount(run, candidate.cost_atomic)}"
+        f" (reliability {candidate.mean:.2f}, {candidate.low:.2f}-{candidate.high:.2f},"
         f" {_plain(candidate.completed)} of {_plain(candidate.completed + candidate.failed)} jobs)"
     )
+
+
+def _money(run: Run, cost: float) -> str:
+    return f"{_amount(run, cost)} {run.asset.symbol}"
+
+
+def _amount(run: Run, cost: float) -> Decimal:
+    return to_decimal(math.ceil(cost), run.asset).quantize(Decimal("0.01"))
 
 
 def _plain(count: Decimal) -> str:

@@ -27,6 +27,7 @@ class Facts:
     refund_wait_s: int
     overdue_s: int = 3_600
     keeps_artifacts: bool = False
+    artifacts_wait_s: int = 0
     cancel_requested_at: datetime | None = None
     vendors: tuple[Vendor, ...] = ()
     standings: tuple[Standing, ...] = ()
@@ -49,10 +50,11 @@ class StartJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Nothing to do now. `message` is what the tick answers."""
+    """Nothing to do now. `message` is what the tick answers; `until` is when to think again, where that is known."""
 
     reason: str
     message: str = "Waiting"
+    until: datetime | None = None
     kind: Literal["wait"] = "wait"
 
 
@@ -110,7 +112,21 @@ def active_jobs(run: Run) -> tuple[Job, ...]:
 def decide(run: Run, facts: Facts, now: datetime) -> Action:
     """Return what to do next. AskPlanner means: ask, put the answer into `facts`, decide again."""
     actions = (rule(run, facts, now) for rule in _RULES)
-    return next(action for action in actions if action is not None)
+    action = next(action for action in actions if action is not None)
+    if isinstance(action, EndRun) and action.status != "completed":
+        return _await_last_files(run, facts, now) or action
+    return action
+
+
+def open_artifacts(run: Run) -> tuple[Job, ...]:
+    """Return the jobs that have ended and whose files are neither kept nor given up."""
+    ended = (job for job in run.jobs if job.status in JOB_ENDS)
+    return tuple(job for job in ended if job.vendor_job_id is not None and job.artifacts_closed_at is None)
+
+
+def ended_at(job: Job) -> datetime:
+    """Return when a job that has ended did."""
+    return job.completed_at or job.updated_at
 
 
 def stop_wanted(run: Run, cancel_requested_at: datetime | None, now: datetime) -> tuple[RunStatus, str] | None:
@@ -162,6 +178,14 @@ def _await_artifacts(run: Run, facts: Facts, now: datetime) -> Action | None:
     return None
 
 
+def _await_last_files(run: Run, facts: Facts, now: datetime) -> Action | None:
+    """Nobody fetches after the run's end: the log of what failed is worth a few tries."""
+    patience = timedelta(seconds=facts.artifacts_wait_s)
+    if any(now < ended_at(job) + patience for job in open_artifacts(run)):
+        return Wait(reason="the files of a job are being fetched before the run ends", message="Fetching artifacts")
+    return None
+
+
 def _end(run: Run, facts: Facts, now: datetime) -> Action | None:
     done = sum(job.status == "completed" for job in run.jobs)
     if done >= run.job.count:
@@ -170,14 +194,20 @@ def _end(run: Run, facts: Facts, now: datetime) -> Action | None:
         return None
     if stop := stop_wanted(run, facts.cancel_requested_at, now):
         return EndRun(status=stop[0], reason=stop[1])
-    if sum(job.status == "failed" for job in run.jobs) >= facts.attempts_max:
+    if _attempts_spent(run, facts):
         return EndRun(status="failed", reason="attempts_exhausted")
     return None
 
 
+def _attempts_spent(run: Run, facts: Facts) -> bool:
+    # A job that is cancelled and was not to be stopped was given up by its vendor, or was overdue: an attempt as well.
+    return sum(job.status in ("failed", "cancelled") for job in run.jobs) >= facts.attempts_max
+
+
 def _await_jobs(run: Run, facts: Facts, now: datetime) -> Action | None:
     active, done = active_jobs(run), sum(job.status == "completed" for job in run.jobs)
-    if active and (len(active) + done >= run.job.count or stop_wanted(run, facts.cancel_requested_at, now)):
+    stopping = stop_wanted(run, facts.cancel_requested_at, now) or _attempts_spent(run, facts)
+    if active and (len(active) + done >= run.job.count or stopping):
         return Wait(reason="enough jobs are active", message="Job still running")
     return None
 
@@ -191,7 +221,7 @@ def _take_proposal(run: Run, facts: Facts, now: datetime) -> Action:
     assert proposal is not None
     if proposal.action == "wait":
         message = "Waiting" if facts.vendors else "No vendors available"
-        return Wait(reason=proposal.reason, message=message)
+        return Wait(reason=proposal.reason, message=message, until=proposal.until)
     if proposal.action == "abort":
         if active_jobs(run):
             return Wait(reason=f"jobs are still active; {proposal.reason}")

@@ -2,7 +2,7 @@
 The dialects of x402 that the agent speaks: how each reads a 402, writes a payment and tells a settlement.
 
 A 402 is read into version 2's words, whatever it was written in, and policy judges those; what is sent back are the
-seller's own words, because sellers compare. The first dialect of DIALECTS that can read a 402 is the one it is paid in.
+seller's own words, because sellers compare. It is paid in the first dialect of DIALECTS whose offer policy allows.
 Source: x402 specifications v1 and v2, transports-v1/http.md and transports-v2/http.md.
 """
 
@@ -84,14 +84,15 @@ class Speech:
     write: Callable[[PaymentPayload, Mapping[str, Any]], dict[str, Any]]
 
 
-def read_challenge(headers: Mapping[str, str], body: bytes) -> Challenge:
+def read_challenges(headers: Mapping[str, str], body: bytes) -> tuple[Challenge, ...]:
     """
-    Return what a 402 asks. `headers` have lower-case names.
+    Return what a 402 asks, at least one, in DIALECTS' order. `headers` have lower-case names.
 
     Raises:
         VendorUnpayable: it wants proof of a transfer made first.
         VendorGarbled: no dialect can read it.
     """
+    challenges: list[Challenge] = []
     complaints: list[str] = []
     found = list(_found(headers, body, complaints))
     for dialect, speech in DIALECTS.items():
@@ -99,11 +100,13 @@ def read_challenge(headers: Mapping[str, str], body: bytes) -> Challenge:
             if _version(said) != speech.version:
                 continue
             try:
-                return speech.read(dialect, said)
+                challenges.append(speech.read(dialect, said))
             except ValidationError as error:
                 complaints.append(f"{dialect}: {place}: {first_error(error)}")
             except HeaderError as error:
                 complaints.append(f"{dialect}: {place}: {error}")
+    if challenges:
+        return tuple(challenges)
     if wanted := _proof_wanted(headers, body):
         raise VendorUnpayable(f"the 402 wants {wanted}, the hash of a transfer made before the job is bound")
     complaints += [f"{place}: x402Version is not 2 or 1" for place, said in found if _version(said) not in _VERSIONS]

@@ -4,7 +4,7 @@ The agent's errors, split by whose fault it is.
     AgentError
     ├── Asked            the caller's: UnknownRun, UnknownArtifact, RunFinished, RunBusy, KeyConflict, BadSignature
     ├── VendorError      the vendor's: VendorUnreachable (retryable), VendorGarbled, VendorRefused,
-    │                    ForeignAddress, VendorUnpayable
+    │                    ForeignAddress, VendorUnpayable; ours in asking it: VendorDenied, NoVendorSecret
     ├── Unavailable      the world's, retryable: StoreUnavailable, ArtifactsUnavailable, ChainUnavailable, WalletError,
     │                    NoSigner
     ├── StaleClaim       nobody's: another tick was faster; drop what you have and stop
@@ -74,6 +74,16 @@ class VendorRefused(VendorError):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
+
+
+class VendorDenied(VendorRefused):
+    """401 or 403: our secret is not the one that the vendor knows."""
+
+
+class NoVendorSecret(VendorError):
+    """No bearer secret is configured for the vendor: nothing was sent."""
+
+    refusal = "no_vendor_secret"
 
 
 class ForeignAddress(VendorError):

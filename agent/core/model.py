@@ -49,8 +49,20 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuPrice:
+    """What an hour of `gpu_type` costs."""
+
+    gpu_type: str
+    per_hour_atomic: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
-    """A registered seller. `pay_to` is the only address it is ever paid at."""
+    """
+    A registered seller. `pay_to` is the only address it is ever paid at.
+
+    `prices` are those of its GPU types, and `base_price_per_hour_atomic` is the lowest; a record may be without them.
+    """
 
     vendor_id: str
     name: str
@@ -63,6 +75,7 @@ class Vendor:
     supported_gpu_types: tuple[str, ...]
     created_at: datetime
     updated_at: datetime
+    prices: tuple[GpuPrice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ class Proposal:
     A planner's wish. `code` says why it aborts (a refusal of `wire.problems`).
 
     `fallback` says that another planner had to answer in its place; `other` is what a second planner, asked as well,
-    would have done.
+    would have done. `until` is when a wish to wait is to be thought over.
     """
 
     action: Literal["start_job", "wait", "abort"]
@@ -36,6 +36,7 @@ class Proposal:
     raw: str = ""
     fallback: bool = False
     other: "Proposal | None" = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,17 @@ def gpu_for(run: Run, vendor: Vendor) -> str | None:
     return wanted if wanted in vendor.supported_gpu_types else None
 
 
+def listed_price(vendor: Vendor, gpu_type: str) -> int | None:
+    """Return the registered price of an hour of `gpu_type`, in atomic units; None where none is kept."""
+    return next((price.per_hour_atomic for price in vendor.prices if price.gpu_type == gpu_type), None)
+
+
+def price_of(vendor: Vendor, gpu_type: str) -> int:
+    """Return what an hour of `gpu_type` is reckoned at, in atomic units: its listed price, or the vendor's lowest."""
+    listed = listed_price(vendor, gpu_type)
+    return vendor.base_price_per_hour_atomic if listed is None else listed
+
+
 def hours_wanted(run: Run) -> Decimal:
     """Return the hours one job of the run may be rented for: what the run says, else 1."""
     return run.job.max_hours if run.job.max_hours is not None else Decimal(1)
@@ -72,17 +84,17 @@ def first_vendor(run: Run, vendors: Sequence[Vendor]) -> Proposal:
     failed = {job.vendor_id for job in run.jobs if job.status in ("failed", "cancelled")}
     cap = run.price_per_hour_atomic_max
     able = [
-        vendor
+        (vendor, price_of(vendor, gpu_type))
         for vendor in vendors
         if vendor.vendor_id not in failed
-        and gpu_for(run, vendor) is not None
-        and vendor.base_price_per_hour_atomic > 0
-        and (cap is None or vendor.base_price_per_hour_atomic <= cap)
+        and (gpu_type := gpu_for(run, vendor)) is not None
+        and price_of(vendor, gpu_type) > 0
+        and (cap is None or price_of(vendor, gpu_type) <= cap)
     ]
     if not able:
         return Proposal(action="abort", code="no_vendor_left", reason=f"{len(failed)} of {len(vendors)} vendors failed")
-    vendor = able[0]
-    hours = min(hours_wanted(run), hours_bought(run.budget.available_atomic, vendor.base_price_per_hour_atomic))
+    vendor, per_hour_atomic = able[0]
+    hours = min(hours_wanted(run), hours_bought(run.budget.available_atomic, per_hour_atomic))
     if hours < HOURS_STEP:
         return Proposal(action="abort", code="insufficient_budget", reason=f"nothing to buy at {vendor.vendor_id}")
     return Proposal(

@@ -3,16 +3,18 @@ What may be paid, to whom, for what: checked before anything is reserved or sign
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from agent.core.dialects import Challenge
 from agent.core.model import Job, Run, Vendor
-from wire.money import Asset
+from agent.core.planning import listed_price
+from wire.money import Asset, price_atomic
 from wire.problems import REFUSALS
 from wire.x402 import PaymentRequired, PaymentRequirements
 
-# A 402 may ask for at most 1 % more than the quote; less is fine.
+# A 402 may ask for at most 1 % more than the quote, and a quote for 1 % more than the registered price; less is fine.
 OVERPRICE_PERCENT_MAX = 1
 
 # A cheque is out of our hands until it lapses: none is signed that lives longer.
@@ -64,10 +66,21 @@ class SpendingPolicy:
 def check_quote(run: Run, vendor: Vendor, job: Job) -> Refusal | None:
     """Return why `job`'s quote is not taken, None where it is."""
     if (vendor.asset.lower(), vendor.network) != (run.asset.address.lower(), run.asset.network):
-        return Refusal("wrong_asset", f"{vendor.vendor_id} is paid in {vendor.asset} on {vendor.network}")
+        return Refusal("vendor_other_asset", f"{vendor.vendor_id} is paid in {vendor.asset} on {vendor.network}")
     if job.expected_cost_atomic > run.budget.available_atomic:
         return Refusal("over_budget", "Quote exceeds budget")
-    return check_hourly(run, job, job.expected_cost_atomic)
+    return check_hourly(run, job, job.expected_cost_atomic) or _check_listed(vendor, job)
+
+
+def _check_listed(vendor: Vendor, job: Job) -> Refusal | None:
+    # The planner chose by the registered price: another one is the owner's to accept.
+    listed = listed_price(vendor, job.gpu_type)
+    if listed is None:
+        return None
+    limit = price_atomic(listed, job.hours)
+    if job.expected_cost_atomic * 100 > limit * (100 + OVERPRICE_PERCENT_MAX):
+        return Refusal("over_listed_price", f"{job.expected_cost_atomic} is above {limit} for {job.hours} h")
+    return None
 
 
 def check_hourly(run: Run, job: Job, amount_atomic: int) -> Refusal | None:
@@ -94,6 +107,19 @@ def choose_requirements(
         if refusal.code == "unsupported_scheme":
             refusal = Refusal(broken, _ask(offered))
     return refusal
+
+
+def choose_challenge(
+    policy: SpendingPolicy, vendor: Vendor, quote_atomic: int, challenges: Sequence[Challenge]
+) -> tuple[Challenge, PaymentRequirements] | Refusal:
+    """Return the first challenge with an offer that the policy allows, and the offer, or why the first is refused."""
+    refusals: list[Refusal] = []
+    for challenge in challenges:
+        chosen = choose_requirements(policy, vendor, quote_atomic, challenge.required)
+        if not isinstance(chosen, Refusal):
+            return challenge, chosen
+        refusals.append(Refusal(chosen.code, f"{challenge.dialect}: {chosen.detail}"))
+    return refusals[0]
 
 
 def check_caps(policy: SpendingPolicy, run: Run, amount_atomic: int) -> Refusal | None:

@@ -69,4 +69,5 @@ def _wished_otherwise(run: Run, record: TickRecord) -> list[tuple[Proposal, Prop
         return []
     question = Question(run=run, vendors=facts.vendors, standings=facts.standings, now=record.now)
     again = advise(question).proposal
-    return [(one, again) for one in recorded if one != again]
+    # A log may be older than the time of a wait.
+    return [(one, again) for one in recorded if one != (again if one.until else replace(again, until=None))]

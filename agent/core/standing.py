@@ -13,18 +13,29 @@ from agent.core.model import Job, Outcome, Run, Standing
 from reputation import decay
 
 HALF_LIFE = timedelta(days=30)
-# How long a vendor is left alone after a failure; each further one in a row doubles it.
+# How long a vendor is left alone after a failure; each further one in a row doubles it. It is an accident's time to
+# pass, not a punishment: what failures say of the next job is in the counts, and the best vendor of many is one whose
+# every other job fails.
 COOL_DOWN = timedelta(minutes=1)
-COOL_DOWN_MAX = timedelta(hours=1)
-# What an attempt may fail of before the vendor has the job that is no fault of the vendor's: our caps, our budget.
-OUR_REFUSALS = frozenset(
+COOL_DOWN_MAX = timedelta(minutes=5)
+# What speaks against a vendor that never had the job: what it answered, or that it did not. Any other refusal is of
+# our own making (caps, secrets, our register) or may be (a payment that was never settled), and says nothing.
+VENDOR_FAULTS = frozenset(
     {
-        "over_payment_cap",
-        "over_run_cap",
-        "over_vendor_cap",
-        "over_day_cap",
-        "over_hourly_price",
-        "over_budget",
+        "bad_challenge",
+        "bad_quote",
+        "bad_timeout",
+        "over_listed_price",
+        "paid_not_served",
+        "price_mismatch",
+        "unknown_quote_currency",
+        "unsupported_scheme",
+        "vendor_refused",
+        "vendor_unreachable",
+        "wrong_asset",
+        "wrong_domain",
+        "wrong_network",
+        "wrong_pay_to",
     }
 )
 
@@ -66,7 +77,8 @@ def outcomes_of(run: Run, events: Iterable[Event]) -> tuple[Outcome, ...]:
     """
     Return what `events` of `run` (applied to it already) say of vendors.
 
-    A job that was to be stopped by our wish and did not complete says nothing, nor does an attempt that our caps ended.
+    A job that was to be stopped by our wish and did not complete says nothing, nor does an attempt that failed of
+    anything but VENDOR_FAULTS before the vendor had the job.
     A cancelled job that nobody wished to stop was overdue, or the vendor gave it up.
     """
     jobs = {job.job_id: job for job in run.jobs}
@@ -76,12 +88,12 @@ def outcomes_of(run: Run, events: Iterable[Event]) -> tuple[Outcome, ...]:
             continue
         job = event.job if isinstance(event, AttemptFailed) else jobs[event.job_id]
         succeeded = job.status == "completed"
-        if not succeeded and (stop_wanted(run, run.cancel_requested_at, event.at) or _is_refused_by_us(job)):
+        if not succeeded and (stop_wanted(run, run.cancel_requested_at, event.at) or not _is_vendors_fault(job)):
             continue
         found.append(Outcome(vendor_id=job.vendor_id, gpu_type=job.gpu_type, succeeded=succeeded, at=event.at))
     return tuple(found)
 
 
-def _is_refused_by_us(job: Job) -> bool:
+def _is_vendors_fault(job: Job) -> bool:
     # What the vendor writes of a job it has is its own word, and could be one of ours.
-    return job.vendor_job_id is None and (job.error_message or "").partition(":")[0] in OUR_REFUSALS
+    return job.vendor_job_id is not None or (job.error_message or "").partition(":")[0] in VENDOR_FAULTS

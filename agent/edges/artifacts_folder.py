@@ -1,13 +1,14 @@
 """
 Artifacts in a folder of this machine: one file each, at `run/job/name`, readable by its owner alone.
 
-A file is written under a hidden name, brought to the disk, and then renamed: it is there whole or not at all.
+A file is written under a hidden name, brought to the disk, and then renamed: it is there whole or not at all. Hidden
+files that nothing was written to for an hour are of killed uploads; they go with the next put of the same job.
 """
 
 import asyncio
-import hashlib
 import os
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from wire.file_name import to_file_name
 
 CHUNK_BYTES = 256 * 1024
 FOLDER_MODE = 0o700
+ABANDONED_S = 3_600
 
 
 class FolderArtifacts:
@@ -51,13 +53,14 @@ class FolderArtifacts:
             except FileNotFoundError:
                 return None
 
-    async def open(self, run_id: str, job_id: str, name: str) -> AsyncGenerator[bytes, None]:
+    async def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         with _translated():
             try:
                 file = await asyncio.to_thread(self._path(run_id, job_id, name).open, "rb")
             except FileNotFoundError:
                 raise UnknownArtifact(f"{name} is not kept") from None
         with file:
+            file.seek(start)
             while True:
                 with _translated():
                     chunk = await asyncio.to_thread(file.read, CHUNK_BYTES)
@@ -72,15 +75,16 @@ class FolderArtifacts:
         return self._folder / to_file_name(run_id) / to_file_name(job_id) / to_file_name(name)
 
     def _create(self, path: Path) -> BinaryIO:
-        """Return a new hidden file beside `path`, its folders made; what a killed put left of `path` goes."""
+        """Return a new hidden file beside `path`, its folders made; what killed uploads left there goes."""
         self._folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
         for folder in (path.parent.parent, path.parent):
             folder.mkdir(FOLDER_MODE, exist_ok=True)
         # No kept file begins with a dot.
-        prefix = f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}-"
-        for left in path.parent.glob(f"{prefix}*"):
-            left.unlink(missing_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+        for hidden in path.parent.glob(".*"):
+            with suppress(FileNotFoundError):
+                if hidden.stat().st_mtime < time.time() - ABANDONED_S:
+                    hidden.unlink()
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
         os.close(descriptor)
         return open(temporary, "wb")
 

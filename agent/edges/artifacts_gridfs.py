@@ -1,16 +1,20 @@
 """
-Artifacts in MongoDB's GridFS, for hosts without a disk: bucket `artifacts`, one file each, called `run/job/name`.
+Artifacts in MongoDB's GridFS, for hosts without a disk: bucket `artifacts`, one document of `artifacts.current` a path.
 
-An upload has an id of its own and is seen when its last byte is there; then it takes the place of the others. Of two
-with one name the older is read: the younger is of an uploader that was frozen, lost the run, and went on.
+The document of `run/job/name` says which file is the current one and which uploads are under way. An upload is entered
+there before its first byte and takes the place of the current file in one write, which needs that entry still; files
+that no document knows, or no longer, are litter. So no uploader touches another's file before that has lost its place,
+and one whose entry was struck out because it was frozen for too long can no longer replace anything.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bson import ObjectId
 from gridfs import AsyncGridFSBucket, NoFile
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import PyMongoError
 
 from agent.core.errors import ArtifactsUnavailable, UnknownArtifact
@@ -19,20 +23,26 @@ from storage.errors import StorageError
 from wire.file_name import to_file_name
 
 BUCKET = "artifacts"
+ABANDONED_S = 3_600
 
 
 class GridFsArtifacts:
-    """Files in the database `database` at `url`; nothing is connected before the first is asked for."""
+    """
+    Files in the database `database` at `url`; nothing is connected before the first is asked for.
 
-    def __init__(self, url: str, database: str) -> None:
+    Uploads older than `abandoned_s` are of the dead: they go with the next put of the same job.
+    """
+
+    def __init__(self, url: str, database: str, *, abandoned_s: float = ABANDONED_S) -> None:
         self._mongo = mongo.Mongo(url, database)
+        self._abandoned_s = abandoned_s
 
     async def put(self, run_id: str, job_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
-        path = _path(run_id, job_id, name)
-        upload_id = f"{path}#{ObjectId()}"
+        path, upload = _path(run_id, job_id, name), ObjectId()
         with _translated():
-            await self._sweep(path)
-            stream = (await self._bucket()).open_upload_stream_with_id(upload_id, path)
+            await self._sweep(_path(run_id, job_id))
+            await (await self._current()).update_one({"_id": path}, {"$push": {"uploads": upload}}, upsert=True)
+            stream = (await self._bucket()).open_upload_stream_with_id(_file_id(path, upload), path)
         try:
             async for chunk in chunks:
                 with _translated():
@@ -44,19 +54,20 @@ class GridFsArtifacts:
                 await stream.abort()
             raise
         with _translated():
-            await self._replace(path, upload_id)
+            await self._replace(path, upload, stream.length)
 
     async def size(self, run_id: str, job_id: str, name: str) -> int | None:
         with _translated():
             found = await self._find(_path(run_id, job_id, name))
-        return None if found is None else int(found["length"])
+        return None if found is None else int(found["bytes"])
 
-    async def open(self, run_id: str, job_id: str, name: str) -> AsyncGenerator[bytes, None]:
+    async def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         with _translated():
             found = await self._find(_path(run_id, job_id, name))
             if found is None:
                 raise UnknownArtifact(f"{name} is not kept")
-            stream = await (await self._bucket()).open_download_stream(found["_id"])
+            stream = await (await self._bucket()).open_download_stream(found["file_id"])
+            await stream.seek(start)
         while True:
             with _translated():
                 chunk = await stream.readchunk()
@@ -70,29 +81,51 @@ class GridFsArtifacts:
     async def _bucket(self) -> AsyncGridFSBucket:
         return AsyncGridFSBucket(await self._mongo.database(), BUCKET)
 
+    async def _current(self) -> AsyncCollection[dict[str, Any]]:
+        return (await self._mongo.database())[f"{BUCKET}.current"]
+
     async def _find(self, path: str) -> dict[str, Any] | None:
-        files = (await self._mongo.database())[f"{BUCKET}.files"]
-        return await files.find_one({"filename": path}, sort=[("uploadDate", 1)])
+        """Return what is current at `path`: `file_id` and `bytes`."""
+        found = await (await self._current()).find_one({"_id": path, "file": {"$exists": True}})
+        return None if found is None else found["file"]
 
-    async def _sweep(self, path: str) -> None:
-        """Remove the chunks that killed uploads of `path` left: they belong to no file."""
-        database = await self._mongo.database()
-        whole = await database[f"{BUCKET}.files"].distinct("_id", {"filename": path})
-        # "$" follows "#", and neither is in a path: these are the uploads of this one.
-        mine = {"$gte": f"{path}#", "$lt": f"{path}$", "$nin": whole}
-        await database[f"{BUCKET}.chunks"].delete_many({"files_id": mine})
+    async def _replace(self, path: str, upload: ObjectId, length: int) -> None:
+        """Make `upload` the current file of `path`, and remove the one it was before."""
+        entered = {"_id": path, "uploads": upload}
+        file = {"file_id": _file_id(path, upload), "bytes": length}
+        before = await (await self._current()).find_one_and_update(
+            entered, {"$set": {"file": file}, "$pull": {"uploads": upload}}
+        )
+        if before is None:
+            raise ArtifactsUnavailable(f"the upload took more than {self._abandoned_s} s and was removed")
+        # It is kept: what cannot be removed now is litter.
+        with suppress(PyMongoError):
+            if "file" in before:
+                await (await self._bucket()).delete(before["file"]["file_id"])
 
-    async def _replace(self, path: str, upload_id: str) -> None:
-        """Remove every file called `path` but the new one."""
-        bucket = await self._bucket()
-        files = (await self._mongo.database())[f"{BUCKET}.files"]
-        for old in await files.distinct("_id", {"filename": path, "_id": {"$ne": upload_id}}):
+    async def _sweep(self, job: str) -> None:
+        """Remove what is litter of `job`, a path without a name."""
+        # "0" follows "/": these are the paths, and the files, of this job. The order matters: what was found and is
+        # not known afterwards never will be.
+        mine = {"$gte": f"{job}/", "$lt": f"{job}0"}
+        found = await (await self._mongo.database())[f"{BUCKET}.chunks"].distinct("files_id", {"files_id": mine})
+        too_old = ObjectId.from_datetime(datetime.now(UTC) - timedelta(seconds=self._abandoned_s))
+        await (await self._current()).update_many({"_id": mine}, {"$pull": {"uploads": {"$lt": too_old}}})
+        known = set()
+        async for document in (await self._current()).find({"_id": mine}):
+            known |= {_file_id(document["_id"], upload) for upload in document["uploads"]}
+            known.add(document.get("file", {}).get("file_id"))
+        for litter in set(found) - known:
             with suppress(NoFile):
-                await bucket.delete(old)
+                await (await self._bucket()).delete(litter)
 
 
-def _path(run_id: str, job_id: str, name: str) -> str:
-    return "/".join(to_file_name(part) for part in (run_id, job_id, name))
+def _path(*parts: str) -> str:
+    return "/".join(to_file_name(part) for part in parts)
+
+
+def _file_id(path: str, upload: ObjectId) -> str:
+    return f"{path}#{upload}"
 
 
 @contextmanager

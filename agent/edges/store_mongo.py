@@ -51,10 +51,10 @@ class MongoStore:
 
         return await self._transaction(insert)
 
-    async def claim(self, run_id: str, lease_s: int) -> Claim | Busy:
+    async def claim(self, run_id: str, lease_s: int, *, due_before: datetime | None = None) -> Claim | Busy:
         """See `Store.claim`."""
         known = _known(run_id)
-        return await self._run(lambda database: self._claim(database, known, lease_s))
+        return await self._run(lambda database: self._claim(database, known, lease_s, due_before))
 
     async def save(
         self,
@@ -219,14 +219,16 @@ class MongoStore:
         """Close the connections of the running loop; the next use opens new ones."""
         await self._db.close()
 
-    async def _claim(self, database: Database, run_id: str, lease_s: int) -> Claim | Busy:
+    async def _claim(self, database: Database, run_id: str, lease_s: int, due_before: datetime | None) -> Claim | Busy:
         lease = {
             "token": {"$add": ["$lease.token", 1]},
             "claimedAt": _NOW,
             "until": _now_plus(lease_s),
         }
         # A null, which a released lease has, is below every text.
-        is_free = {"_id": run_id, "$expr": {"$lte": ["$lease.until", _NOW]}}
+        is_free: dict[str, Any] = {"_id": run_id, "$expr": {"$lte": ["$lease.until", _NOW]}}
+        if due_before is not None:
+            is_free["nextTickAt"] = {"$lte": encode_time(due_before)}
         taken = await database.runs.find_one_and_update(
             is_free, [{"$set": {"lease": lease}}], return_document=ReturnDocument.AFTER
         )
@@ -236,7 +238,7 @@ class MongoStore:
             )
             found = await held.to_list()
             document = (found or _unknown(run_id))[0]
-            # Released in between: the caller comes back in a second.
+            # Released in between, or not due any more: the caller comes back in a second.
             until = decode_time(document["until"] or document["now"])
             return Busy(max(1, math.ceil((until - decode_time(document["now"])).total_seconds())))
         # Whoever holds the lease is the only one to write these.

@@ -41,9 +41,9 @@ class SqliteStore:
         """See `Store.insert_run`."""
         return await self._write(lambda connection: rows.insert_run(connection, run, entries, key, fingerprint))
 
-    async def claim(self, run_id: str, lease_s: int) -> Claim | Busy:
+    async def claim(self, run_id: str, lease_s: int, *, due_before: datetime | None = None) -> Claim | Busy:
         """See `Store.claim`."""
-        return await self._write(lambda connection: _claim(connection, _known(run_id), lease_s))
+        return await self._write(lambda connection: _claim(connection, _known(run_id), lease_s, due_before))
 
     async def save(
         self,
@@ -197,19 +197,22 @@ def _row(connection: sqlite3.Connection, query: str, values: tuple[object, ...] 
     return row
 
 
-def _claim(connection: sqlite3.Connection, run_id: str, lease_s: int) -> Claim | Busy:
+def _claim(connection: sqlite3.Connection, run_id: str, lease_s: int, due_before: datetime | None) -> Claim | Busy:
+    due = None if due_before is None else encode_time(due_before)
     taken = connection.execute(
         f"""
         UPDATE runs SET token = token + 1, claimed_at = {NOW}, lease_until = {NOW_PLUS_S}
-        WHERE id = ? AND (lease_until IS NULL OR lease_until <= {NOW})
+        WHERE id = ? AND (lease_until IS NULL OR lease_until <= {NOW}) AND (? IS NULL OR next_tick_at <= ?)
         RETURNING token, claimed_at
         """,  # noqa: S608 - the clock's expressions
-        (lease_s, run_id),
+        (lease_s, run_id, due, due),
     ).fetchall()
     if taken:
         token, claimed_at = taken[0]
         return Claim(run=rows.read_run(connection, run_id), token=token, now=decode_time(claimed_at))
-    held = connection.execute(f"SELECT lease_until, {NOW} FROM runs WHERE id = ?", (run_id,)).fetchone()  # noqa: S608 - as above
+    # A run that is free and not due has been served: the caller comes back in a second.
+    query = f"SELECT coalesce(lease_until, {NOW}), {NOW} FROM runs WHERE id = ?"  # noqa: S608 - as above
+    held = connection.execute(query, (run_id,)).fetchone()
     if held is None:
         raise UnknownRun(f"there is no run {run_id}")
     remaining = decode_time(held[0]) - decode_time(held[1])

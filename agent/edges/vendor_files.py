@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from agent.core.errors import ForeignAddress, VendorGarbled, VendorRefused, VendorUnreachable
+from agent.core.errors import ForeignAddress, NoVendorSecret, VendorGarbled, VendorRefused, VendorUnreachable
 from agent.core.model import Vendor
 from outbound.http import BadAddress, HttpClient, NotServed, OutboundError, joined
 from wire.vendor import VENDOR_ID_HEADER
@@ -17,10 +17,11 @@ async def download(
 
     Raises:
         ForeignAddress: it is on another scheme, host or port; nothing was sent.
+        NoVendorSecret: nothing was sent.
         VendorRefused, VendorUnreachable, VendorGarbled: it did not come, not whole, or is above `bytes_max`.
     """
     if secret is None:
-        raise VendorRefused(401, f"no_vendor_secret: none is configured for {vendor.vendor_id}")
+        raise NoVendorSecret(f"no bearer secret is configured for {vendor.vendor_id}")
     try:
         address = joined(vendor.endpoint, url)
     except BadAddress as error:

@@ -11,8 +11,15 @@ from urllib.parse import quote, urlencode
 
 from pydantic import ValidationError
 
-from agent.core.dialects import DIALECTS, Challenge, read_challenge, settled_in
-from agent.core.errors import VendorError, VendorGarbled, VendorRefused, VendorUnreachable
+from agent.core.dialects import DIALECTS, Challenge, read_challenges, settled_in
+from agent.core.errors import (
+    NoVendorSecret,
+    VendorDenied,
+    VendorError,
+    VendorGarbled,
+    VendorRefused,
+    VendorUnreachable,
+)
 from agent.core.model import Dialect, Vendor
 from agent.edges.vendor_files import download
 from agent.ports import Declined, Submitted, Unsettled
@@ -43,6 +50,8 @@ RETRY_WAIT_S = 0.2
 
 # Request timeout, too early, too many requests: the answer to the same bytes may change.
 NOT_FINAL = frozenset({408, 425, 429})
+# What speaks of our secret, not of what was asked.
+DENIED = frozenset({401, 403})
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -69,14 +78,14 @@ class HttpVendors:
     async def quote(self, vendor: Vendor, request: QuoteRequest) -> Quote:
         return _read(Quote, await self._again(vendor, "POST", "/quote", request.to_json()))
 
-    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> Challenge:
-        """Return what the 402 of an unpaid submission asks, and in which dialect; any other answer is garbled."""
+    async def challenge(self, vendor: Vendor, request: str, payment_id: str) -> tuple[Challenge, ...]:
+        """Return what the 402 of an unpaid submission asks, in every dialect; any other answer is garbled."""
         key = {IDEMPOTENCY_KEY_HEADER: payment_id}
         reply = await self._again(vendor, "POST", "/submit-job", request.encode(), key)
         if reply.status != 402:
             _refuse_failure(reply)
             raise VendorGarbled(f"an unpaid submission was answered {reply.status}, not 402")
-        return read_challenge(reply.headers, reply.content)
+        return read_challenges(reply.headers, reply.content)
 
     async def submit(
         self, vendor: Vendor, request: str, payment_id: str, header: str, dialect: Dialect
@@ -87,6 +96,9 @@ class HttpVendors:
             reply = await self._call(vendor, "POST", "/submit-job", request.encode(), headers, self._submit_s)
             if reply.status == 200:
                 return Submitted(_read(SubmitReply, reply), settled_in(dialect, reply.headers))
+        except NoVendorSecret as error:
+            # No vendor's word begins so: `recover` knows by it that the fault is ours.
+            return Unsettled(f"{error.refusal}: {error}")
         except VendorError as error:
             return Unsettled(str(error))
         if 400 <= reply.status < 500 and reply.status not in NOT_FINAL:
@@ -146,7 +158,7 @@ class HttpVendors:
     ) -> HttpReply:
         secret = secret_for(vendor.vendor_id, self._secrets)
         if secret is None:
-            raise VendorRefused(401, f"no_vendor_secret: none is configured for {vendor.vendor_id}")
+            raise NoVendorSecret(f"no bearer secret is configured for {vendor.vendor_id}")
         try:
             return await self._http.request(
                 method,
@@ -188,7 +200,7 @@ def _refuse_failure(reply: HttpReply) -> None:
     if reply.status >= 500:
         raise VendorUnreachable(_detail(reply))
     if reply.status >= 300 and reply.status != 402:
-        raise VendorRefused(reply.status, _detail(reply))
+        raise (VendorDenied if reply.status in DENIED else VendorRefused)(reply.status, _detail(reply))
 
 
 def _detail(reply: HttpReply) -> str:

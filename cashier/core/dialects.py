@@ -82,7 +82,8 @@ class Challenge:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """
-    One codec. `header` is the lower-case name of the header that carries a payment.
+    One codec. `header` is the lower-case name of the header that carries a payment, and where `identifies` the
+    payer's own id too.
 
     `read` raises HeaderError; `challenge` is given the ask and the error it comes with; `settlement` returns
     the headers that tell of a settlement or a refusal, at the given Unix second.
@@ -90,6 +91,7 @@ class Dialect:
 
     name: DialectName
     header: str
+    identifies: bool = False
     read: Callable[[str, Ask], Reading]
     challenge: Callable[[Ask, str], Challenge]
     settlement: Callable[[SettleResponse, int], Mapping[str, str]]
@@ -147,6 +149,7 @@ def _settlement_v1(settled: SettleResponse, now_s: int) -> Mapping[str, str]:
 X402_V2 = Dialect(
     name="x402-v2",
     header=PAYMENT_SIGNATURE.lower(),
+    identifies=True,
     read=_read_v2,
     challenge=_challenge_v2,
     settlement=_settlement_v2,

@@ -59,7 +59,7 @@ def read_cheque(ask: Ask, dialects: Iterable[Dialect]) -> Cheque | None:
         authorization=reading.authorization,
         payload=reading.payload,
         payment_id=_payment_id(ask.request, reading),
-        fingerprint=_fingerprint(ask.request, text),
+        fingerprint=_fingerprint(ask.request, text, *_key_beside(ask.request, dialect)),
         wrong=reading.wrong,
     )
 
@@ -77,15 +77,21 @@ def _payment_id(request: PaidRequest, reading: Reading) -> str:
     return identifier or key or f"auth_{derived[:40]}"
 
 
-def _fingerprint(request: PaidRequest, header: str) -> str:
+def _key_beside(request: PaidRequest, dialect: Dialect) -> tuple[str, ...]:
+    """Return what names the payment beside the header, where the dialect's header cannot."""
+    return () if dialect.identifies else (request.headers.get(IDEMPOTENCY_KEY, ""),)
+
+
+def _fingerprint(request: PaidRequest, *said: str) -> str:
     """
     Return the SHA-256 of everything that must be the same for the answer to be the same.
 
-    The whole header counts: once settled, signature and nonce are public calldata, the identifier is not.
+    All that is `said` counts, the header whole and the key beside it: once settled, signature and nonce are public
+    calldata, the payer's own id is not.
     """
     parts = urlsplit(request.url)
     digest = hashlib.sha256()
-    for part in (request.method.upper(), parts.path, parts.query, header):
+    for part in (request.method.upper(), parts.path, parts.query, *said):
         written = part.encode()
         digest.update(len(written).to_bytes(4, "big") + written)
     digest.update(request.body)

@@ -1,10 +1,11 @@
 """
 MPP, the HTTP scheme `Payment` with method `evm` and intent `charge`, through pympp's codec and nothing else of it.
 
-A challenge is not stored: its id is an HMAC of what it asks (price, payee, the request's body, until when), and the
-EIP-3009 nonce that the payer signs is a hash of that id. So a credential is good for one body, and what became of its
-cheque is for the till to know, as with every dialect. The credential travels in Payment-Authorization, which leaves
-Authorization to the seller's own secret. Source: draft-ietf-httpauth-payment; pympp 0.16.
+A challenge is not stored: its id is an HMAC of what it asks (price, payee, the request's method, path and body, until
+when), and the EIP-3009 nonce that the payer signs is a hash of that id. So a credential is good for one request, and
+what became of its cheque is for the till to know, as with every dialect. The credential travels in
+Payment-Authorization, which leaves Authorization to the seller's own secret. Importing this module imports pympp, which
+need not be installed. Source: draft-ietf-httpauth-payment; pympp 0.16.
 """
 
 import base64
@@ -14,20 +15,19 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distribution
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+import mpp
+from mpp._parsing import ParseError
 from pydantic import ValidationError
 
 from cashier.core.dialects import Ask, Challenge, Dialect, Reading
+from cashier.core.model import PaidRequest
 from wire.eip712 import checksum_address, keccak256
 from wire.model import Body, first_error
 from wire.money import Asset
 from wire.x402 import HEADER_BYTES_MAX, ExactPayload, HeaderError, PaymentPayload, SettleResponse
-
-if TYPE_CHECKING:
-    import mpp
 
 PAYMENT_AUTHORIZATION = "Payment-Authorization"
 WWW_AUTHENTICATE = "WWW-Authenticate"
@@ -37,22 +37,19 @@ CREDENTIAL_TYPE = "authorization"
 
 
 class Opaque(Body):
-    """What a challenge carries for us alone: the salt that makes two equal questions two challenges."""
+    """What a challenge carries for us alone: which request it is for, and the salt that makes two equal ones two."""
 
+    target: str
     salt: str
 
 
-def open_mpp(asset: Asset, key: str) -> Dialect | None:
+def open_mpp(asset: Asset, key: str) -> Dialect:
     """
-    Return the dialect, None where pympp is not installed; pympp is imported when first used.
+    Return the dialect.
 
     Args:
         key: the secret that signs challenges; every process behind one address has the same one.
     """
-    try:
-        distribution("pympp")
-    except PackageNotFoundError:
-        return None
     return Dialect(
         name="mpp",
         header=PAYMENT_AUTHORIZATION.lower(),
@@ -72,10 +69,8 @@ def _challenge(asset: Asset, key: str, ask: Ask, error: str) -> Challenge:
     return Challenge(headers={WWW_AUTHENTICATE.lower(): made.to_www_authenticate(realm)})
 
 
-def _mint(asset: Asset, key: str, ask: Ask, *, realm: str, expires: str | None, salt: str) -> "mpp.Challenge":
+def _mint(asset: Asset, key: str, ask: Ask, *, realm: str, expires: str | None, salt: str) -> mpp.Challenge:
     """Return the challenge that asks what `ask` asks."""
-    import mpp
-
     asked = ask.asked
     return mpp.Challenge.create(
         secret_key=key,
@@ -94,9 +89,14 @@ def _mint(asset: Asset, key: str, ask: Ask, *, realm: str, expires: str | None, 
         },
         expires=expires,
         digest=_digest(ask.request.body),
-        meta={"salt": salt},
+        meta=Opaque(target=_target(ask.request), salt=salt).document(),
         header=PAYMENT_AUTHORIZATION,
     )
+
+
+def _target(request: PaidRequest) -> str:
+    parts = urlsplit(request.url)
+    return f"{request.method.upper()} {parts.path}?{parts.query}"
 
 
 def _digest(body: bytes) -> str:
@@ -120,30 +120,25 @@ def _read(asset: Asset, key: str, text: str, ask: Ask) -> Reading:
     )
 
 
-def _credential(text: str) -> "mpp.Credential":
+def _credential(text: str) -> mpp.Credential:
     """Return the credential in a header's text. Raises HeaderError."""
-    from mpp import Credential
-    from mpp._parsing import ParseError
-
     if len(text) > HEADER_BYTES_MAX:
         raise HeaderError(f"the header is larger than {HEADER_BYTES_MAX} bytes")
     try:
-        return Credential.from_authorization(text)
+        return mpp.Credential.from_authorization(text)
     except (ParseError, RecursionError) as error:
         raise HeaderError(f"the credential cannot be read: {str(error)[:200]}") from None
 
 
-def _wrong(asset: Asset, key: str, ask: Ask, echo: "mpp.ChallengeEcho", nonce: str) -> str | None:
+def _wrong(asset: Asset, key: str, ask: Ask, echo: mpp.ChallengeEcho, nonce: str) -> str | None:
     """
     Return why the credential is no answer to a challenge of ours for this request, None where it is.
 
     Our own terms are minted again with the moment, realm and salt that came back: only what we minted has their id.
     """
-    if echo.digest != _digest(ask.request.body):
-        return "the challenge was for another body"
     ours = _mint(asset, key, ask, realm=echo.realm, expires=echo.expires, salt=_salt(echo.opaque))
     if not hmac.compare_digest(ours.id.encode(), echo.id.encode()):
-        return "the challenge is not one of this seller's for this price"
+        return "the challenge is not one of this seller's for this request at this price"
     if nonce.lower() != _nonce(echo):
         return "authorization.nonce is not the challenge's"
     if datetime.fromisoformat(str(echo.expires)).timestamp() <= ask.now_s:
@@ -160,7 +155,7 @@ def _salt(opaque: str | None) -> str:
         return ""
 
 
-def _nonce(echo: "mpp.ChallengeEcho") -> str:
+def _nonce(echo: mpp.ChallengeEcho) -> str:
     """Return the nonce that answers a challenge: the hash of its id and realm as a JSON list."""
     written = json.dumps([echo.id, echo.realm], separators=(",", ":"), ensure_ascii=False)
     return "0x" + keccak256(written.encode()).hex()
@@ -168,8 +163,6 @@ def _nonce(echo: "mpp.ChallengeEcho") -> str:
 
 def _receipt(settled: SettleResponse, now_s: int) -> Mapping[str, str]:
     """Return the receipt of a settlement; MPP has no receipts for refusals."""
-    import mpp
-
     if not settled.success:
         return {}
     receipt = mpp.Receipt.success(settled.transaction, datetime.fromtimestamp(now_s, UTC), method=METHOD)

@@ -58,6 +58,7 @@ SCHEMA = Schema(
         "CREATE INDEX payments_open ON payments_taken (pay_to) WHERE state != 'served'",
         "CREATE INDEX refunds_of_payment ON refunds_made (payment_id)",
         "CREATE UNIQUE INDEX refund_on_its_way ON refunds_made (pay_to) WHERE state = 'signed'",
+        "CREATE UNIQUE INDEX refund_of_nonce ON refunds_made (pay_to, account_nonce)",
     ),
 )
 
@@ -82,7 +83,8 @@ _SAVE = """UPDATE payments_taken SET
         answer_headers = :answer_headers, answer_body = :answer_body
     WHERE payer = :payer AND nonce = :nonce AND holder = :holder"""
 
-# OR IGNORE: the index lets one transfer of an address be on its way.
+# OR IGNORE: the indexes let one transfer of an address be on its way, and an account nonce pay one refund: two of one
+# amount, signed with one nonce by two processes, would be the same transfer.
 _SIGN = """UPDATE OR IGNORE refunds_made SET state = 'signed', account_nonce = ?, raw = ?, settlement = ?
     WHERE key = ? AND state = 'asked'"""
 _PAID = "UPDATE refunds_made SET state = 'paid' WHERE key = ? AND state = 'signed' AND settlement = ?"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent.config import AgentSettings
-from agent.ports import Agent
+from agent.ports import Agent, Busy, Claim, Store
 from agent.tick import tick
 from agent.wiring import open_agent
 
@@ -62,10 +62,24 @@ class Counted:
         return counted
 
 
+class Lapsing:
+    """A store whose leases lapse at once: nobody waits for the dead."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def claim(self, run_id: str, lease_s: int, **more: Any) -> Claim | Busy:
+        return await self._inner.claim(run_id, 0, **more)
+
+
 def counting(agent: Agent, steps: Steps) -> Agent:
-    """Return `agent` with its ports counted and its lease lapsing at once: nobody waits for the dead."""
-    ports: dict[str, Any] = {name: Counted(getattr(agent, name), name, steps) for name in PORTS}
-    return replace(agent, limits=replace(agent.limits, lease_s=0), **ports)
+    """Return `agent` with its ports counted and its leases lapsing."""
+    lapsing = replace(agent, store=Lapsing(agent.store))
+    ports: dict[str, Any] = {name: Counted(getattr(lapsing, name), name, steps) for name in PORTS}
+    return replace(agent, **ports)
 
 
 def tick_and_die(settings: AgentSettings, run_id: str, deadly: int) -> int | None:

@@ -10,11 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from agent.artifacts import FILES_MAX, OPEN_S_MAX, TRIES_S
+from agent.artifacts import FILES_MAX, LEASE_RESERVE, OPEN_S_MAX, TRIES_S, keep_artifacts
 from agent.cancel import cancel
 from agent.core.model import Artifact, Job, Run
 from agent.edges.artifacts_folder import FolderArtifacts
 from agent.status import status
+from agent.turn import Turn
 from tests.fixtures.world import World, replace_agent
 
 SPINE = ["Job started", "Job still running", "Job still running", "Job completed"]
@@ -261,7 +262,7 @@ async def test_a_name_that_climbs_stays_in_its_folder(world: World, tmp_path: Pa
     run = await world.until_ended(await world.start())
     assert list(await kept(world, run.jobs[0])) == ["../../etc/passwd", "\x1b[2J", "a"]
     folder = tmp_path / "artifacts" / run.run_id / run.jobs[0].job_id
-    assert {path.name for path in folder.iterdir()} == {"%2E%2E%2F..%2Fetc%2Fpasswd", "%1B%5B2J", "a"}
+    assert {path.name for path in folder.iterdir()} == {"%2E%2E%2F..%2Fetc%2Fpasswd", "%1B%5B2%4A", "a"}
 
 
 async def test_a_disk_that_fails_is_a_line_in_the_log_and_nothing_more(world: World, tmp_path: Path) -> None:
@@ -280,6 +281,43 @@ async def test_a_run_that_is_cancelled_meanwhile_waits_for_no_file(world: World)
     await world.until(run_id, lambda run: bool(run.jobs) and run.jobs[0].status == "completed")
     await cancel(world.agent, run_id)
     assert (await world.tick(run_id)).run.status == "completed"
+    await world.check_books()
+
+
+async def only_one_vendor_that_fails(world: World) -> str:
+    """Start a run whose one job fails and leaves a log that the vendor does not give away; return its id."""
+    world.script(fail_at_epoch=2)
+    world.limit(attempts_max=1, refund_wait_s=0)
+    spoil(world, "training.log", lambda response: httpx.Response(503))
+    run_id = await world.start()
+    await world.until(run_id, lambda run: bool(run.jobs) and run.jobs[0].status == "failed")
+    return run_id
+
+
+async def test_the_log_of_the_last_attempt_is_waited_for_before_the_run_ends(world: World) -> None:
+    run_id = await only_one_vendor_that_fails(world)
+    ticked = await world.tick(run_id)
+    if ticked.message == "Refund received":
+        ticked = await world.tick(run_id)
+    assert ticked.message == FETCHING
+    world.hosts.meddle = None
+    world.store.ahead += timedelta(seconds=TRIES_S[1])
+    run = (await world.tick(run_id)).run
+    assert (run.status, run.reason) == ("failed", "attempts_exhausted")
+    assert list(await kept(world, run.jobs[0])) == ["training.log"]
+    await world.check_books()
+
+
+async def test_a_log_that_does_not_come_is_given_up_in_words_when_the_run_ends(world: World) -> None:
+    run_id = await only_one_vendor_that_fails(world)
+    for after, before in zip(TRIES_S[1:3], TRIES_S, strict=False):
+        assert (await world.until(run_id, lambda run: True)).completed_at is None
+        world.store.ahead += timedelta(seconds=after - before)
+    run = await world.until_ended(run_id, ticks_max=2)
+    assert (run.status, run.jobs[0].artifacts_closed_at) == ("failed", run.completed_at)
+    assert downloads(world) == ["training.log"] * 3
+    (told,) = [line for line in await world.lines(run_id, "error") if "given up" in line]
+    assert told.endswith("the run ended before they came")
     await world.check_books()
 
 
@@ -314,6 +352,20 @@ class Slow(httpx.AsyncBaseTransport):
         if request.url.path.endswith(f"/{self.name}"):
             await self.gate.wait()
         return await self.inner.handle_async_request(request)
+
+
+async def test_files_are_fetched_for_no_longer_than_the_lease_lasts(world: World) -> None:
+    world.limit(artifacts_s=600, lease_s=4)
+    world.hosts.apps["vendors"] = Slow(world.hosts.apps["vendors"], "training.log")
+    run_id = await world.start()
+    run = await world.until(run_id, lambda run: bool(run.jobs) and run.jobs[0].status == "completed")
+    assert [artifact.name for artifact in run.jobs[0].artifacts] == ["model.json"]
+    # The tick that found no time to fetch in: the vendor is not even asked, and that is no miss.
+    claim: Any = await world.store.claim(run_id, 4)
+    turn, asked = Turn.of(world.agent, claim), len(world.hosts.seen)
+    turn.claimed_s -= 4 * (1 - LEASE_RESERVE)
+    await keep_artifacts(turn, {vendor.vendor_id: vendor for vendor in world.vendors})
+    assert (len(world.hosts.seen), turn.run) == (asked, claim.run)
 
 
 async def test_a_tick_fetches_for_so_long_and_the_next_one_goes_on(world: World) -> None:

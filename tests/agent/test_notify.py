@@ -157,6 +157,24 @@ async def test_a_sweep_tells_what_is_due_though_no_run_is(agent: Agent, receiver
     assert receiver.ids == ["msg_1"]
 
 
+async def test_a_sweep_tells_all_that_is_due_and_says_where_its_time_was_too_short(
+    agent: Agent, receiver: Receiver
+) -> None:
+    await queue(agent, *range(40))
+    assert (await sweep(agent, seconds_left=0)).more
+    assert len(receiver.told) == 10
+    assert not (await sweep(agent)).more
+    assert len(receiver.told) == 40
+
+
+async def test_a_sweep_leaves_a_receiver_alone_that_accepts_nothing(agent: Agent, receiver: Receiver) -> None:
+    await queue(agent, *range(40))
+    # Here a notice that failed is due again at once.
+    receiver.answers = [500] * 100
+    assert not (await sweep(agent)).more
+    assert len(receiver.ids) == 10
+
+
 async def test_a_tick_over_http_has_told_before_its_request_is_over(
     world: World, receiver: Receiver, tmp_path: Path
 ) -> None:

@@ -92,7 +92,7 @@ async def test_the_sweep_serves_due_runs_and_one_runs_trouble_does_not_stop_the_
     first, second = await world.start(), await world.start()
     claim = await world.store.claim(first, 60)
     swept = {swept.run_id: swept.message for swept in (await sweep(world.agent)).swept}
-    assert swept == {first: "Busy", second: "Job started"}
+    assert swept == {first: "Served by another", second: "Job started"}
     await world.store.release(first, claim.token, claim.now)
     # The second has nothing to do for a while.
     assert [swept.run_id for swept in (await sweep(world.agent)).swept] == [first]

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from agent.core.decide import EndRun, StartJob, Wait
-from agent.core.errors import VendorGarbled, VendorRefused
+from agent.core.errors import NoVendorSecret, VendorDenied, VendorGarbled
 from agent.edges.vendor_http import HttpVendors
 from agent.preview import preview
 from agent.vendors import offers, register, remove
@@ -28,6 +28,8 @@ async def test_a_vendor_is_registered_as_its_offers_describe_it(world: World) ->
     assert (vendor.name, vendor.endpoint) == ("ReliableGPU", "http://vendors")
     assert (vendor.pay_to, vendor.base_price_per_hour_atomic) == (known.pay_to, 1_800_000)
     assert vendor.supported_gpu_types == ("A10", "A100")
+    assert vendor.prices == known.prices
+    assert [price.per_hour_atomic for price in vendor.prices] == [1_800_000, 1_800_000]
     assert [one.vendor_id for one in await world.store.list_vendors()][-1] == known.vendor_id
     assert not await remove(world.agent, "nobody")
 
@@ -65,16 +67,25 @@ async def test_one_vendor_that_fails_does_not_hide_the_others_offers(world: Worl
 async def test_the_secret_of_one_vendor_is_of_no_use_at_another(world: World) -> None:
     swapped = "gpu_vendor_1=second-secret,gpu_vendor_2=second-secret"
     replace_agent(world, vendors=HttpVendors(HttpClient(world.hosts), swapped))
-    with pytest.raises(VendorRefused, match="401"):
+    with pytest.raises(VendorDenied, match="401"):
         await world.agent.vendors.offers(world.vendors[0])
     # No secret is known for the third.
-    with pytest.raises(VendorRefused, match="no_vendor_secret"):
+    with pytest.raises(NoVendorSecret):
         await world.agent.vendors.offers(world.vendors[2])
     run = await world.until(await world.start(), lambda run: bool(run.payments))
-    assert str(run.jobs[0].error_message).startswith("vendor_refused: 401")
+    assert str(run.jobs[0].error_message).startswith("vendor_denied: 401")
     assert run.jobs[1].vendor_id == "gpu_vendor_2"
     told = [request for request in world.hosts.seen if "x-vendor-id" in request.headers]
     assert {request.headers["x-vendor-id"] for request in told} == {"gpu_vendor_1", "gpu_vendor_2"}
+    assert await world.store.standings() == []
+    await world.check_books()
+
+
+async def test_a_secret_that_is_missing_is_not_held_against_the_vendors(world: World) -> None:
+    replace_agent(world, vendors=HttpVendors(HttpClient(world.hosts), ""))
+    run = await world.until_ended(await world.start())
+    assert [str(job.error_message).partition(":")[0] for job in run.jobs] == ["no_vendor_secret"] * 3
+    assert await world.store.standings() == []
     await world.check_books()
 
 

@@ -8,6 +8,7 @@ from agent.cancel import cancel
 from agent.core.errors import RunFinished, UnknownRun
 from agent.core.model import Run
 from agent.status import status
+from agent.tick import LOOK_AGAIN_S
 from tests.fixtures.world import World
 
 USDC = 1_000_000
@@ -136,7 +137,9 @@ async def test_without_vendors_a_run_waits_for_one(world: World) -> None:
     run_id = await world.start()
     ticked = await world.tick(run_id)
     assert ticked.message == "No vendors available"
+    # Nothing else can happen, so nobody looks before a minute is over.
     assert ticked.next_tick_at is not None
+    assert ticked.next_tick_at - ticked.run.updated_at == timedelta(seconds=LOOK_AGAIN_S)
     await world.store.put_vendor(world.vendors[0], replace=False)
     assert (await world.until_ended(run_id)).status == "completed"
     await world.check_books()
@@ -163,6 +166,16 @@ async def test_a_run_gives_up_after_as_many_failed_jobs_as_it_may_try(world: Wor
     run = await world.until_ended(run_id)
     assert (run.status, run.reason) == ("failed", "attempts_exhausted")
     assert len(run.jobs) == 2
+    await world.check_books()
+
+
+@pytest.mark.slow
+async def test_jobs_that_their_vendors_cancel_are_attempts_as_well(world: World) -> None:
+    world.limit(attempts_max=2)
+    world.hosts.change_json("/job-status", {"status": "cancelled"})
+    run = await world.until_ended(await world.start("10"))
+    assert (run.status, run.reason) == ("failed", "attempts_exhausted")
+    assert [job.status for job in run.jobs] == ["cancelled"] * 2
     await world.check_books()
 
 

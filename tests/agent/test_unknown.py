@@ -1,6 +1,7 @@
 """A payment without a known outcome: its money stays reserved until the chain says what became of it."""
 
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +24,31 @@ def lapse(world: World) -> None:
     """Let the chain's finalised time pass every cheque's last second."""
     world.chain.increase_time(HOUR)
     world.chain.mine(3)
+
+
+class Died(Exception):
+    """Where a process ended."""
+
+
+class Deadly:
+    """The vendors of `world`, until the agent calls `name`: then it is no more."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._inner, self._name = world.agent.vendors, name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            raise Died(name)
+        return getattr(self._inner, name)
+
+
+async def tick_and_die(world: World, run_id: str, name: str) -> None:
+    """Tick with an agent that ends where it would call `name` of a vendor, and have another in its place."""
+    alive = world.agent.vendors
+    replace_agent(world, vendors=Deadly(world, name))
+    with pytest.raises(Died):
+        await world.tick(run_id)
+    replace_agent(world, vendors=alive)
 
 
 @pytest.mark.row(20)
@@ -217,4 +243,40 @@ async def test_a_run_cancelled_with_its_payment_open_does_not_offer_the_cheque_a
     run = await world.until_ended(run_id)
     assert (run.status, run.payments[0].status) == ("cancelled", "failed")
     assert run.budget.spent_atomic == 0
+    await world.check_books()
+
+
+async def test_a_cheque_that_was_never_sent_is_not_held_against_its_vendor(world: World) -> None:
+    run_id = await world.start()
+    await tick_and_die(world, run_id, "submit")
+    lapse(world)
+    world.store.ahead = timedelta(hours=1)
+    run = await world.until(run_id, lambda run: run.jobs[0].status == "failed")
+    assert paid_submissions(world) == []
+    assert run.jobs[0].error_message == "payment_refused: the cheque lapsed unused"
+    assert await world.store.standings() == []
+    await world.check_books()
+
+
+async def test_a_paid_job_that_we_have_no_secret_to_ask_for_is_not_held_against_its_vendor(world: World) -> None:
+    world.limit(unserved_sends_max=2)
+    world.hosts.lose_replies("/submit-job")
+    run_id = await world.start()
+    assert (await world.tick(run_id)).run.payments[0].status == "completed"
+    replace_agent(world, vendors=HttpVendors(HttpClient(world.hosts), ""))
+    await world.tick(run_id)
+    world.store.ahead = timedelta(hours=1)
+    ticked = await world.tick(run_id)
+    assert ticked.run.jobs[0].error_message == "no_vendor_secret: no bearer secret is configured for gpu_vendor_1"
+    assert await world.store.standings() == []
+    await world.check_books()
+
+
+async def test_a_vendor_that_was_removed_before_it_was_paid_is_not_held_guilty(world: World) -> None:
+    run_id = await world.start()
+    await tick_and_die(world, run_id, "challenge")
+    await world.store.remove_vendor("gpu_vendor_1")
+    run = await world.until(run_id, lambda run: run.jobs[0].status == "failed")
+    assert run.jobs[0].error_message == "vendor_not_registered: nothing was paid"
+    assert await world.store.standings() == []
     await world.check_books()

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from agent.callback import PAUSE_S
 from agent.config import AgentSettings
 from agent.ports import Agent
 from agent.wiring import open_agent
@@ -97,6 +99,7 @@ async def test_a_call_makes_the_run_look_and_what_it_says_is_not_believed(
     # "failed", says the body each time, and "completed", says the vendor when it is asked for the third time.
     seen = []
     for _ in range(4):
+        world.store.ahead += timedelta(seconds=PAUSE_S)
         response = await call(paid_door, run_id, signed())
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
         seen.append((await status())["run"]["status"])
@@ -112,12 +115,47 @@ async def test_a_call_while_a_tick_holds_the_run_is_told_to_come_again(
 ) -> None:
     run_id = await world.start()
     await world.tick(run_id)
+    world.store.ahead += timedelta(seconds=PAUSE_S)
     claim: Any = await world.store.claim(run_id, 30)
     response = await call(paid_door, run_id, signed())
     problem(response, "run_busy")
     assert int(response.headers["retry-after"]) > 0
     await world.store.release(run_id, claim.token, None)
     assert (await call(paid_door, run_id, signed())).status_code == 200
+
+
+@pytest.mark.slow
+async def test_a_vendor_that_calls_without_end_has_no_more_looks_than_time_allows(
+    world: World, paid_door: httpx.AsyncClient
+) -> None:
+    run_id = await world.start()
+    await world.tick(run_id)
+    world.store.ahead += timedelta(seconds=3_600)
+    responses = [await call(paid_door, run_id, signed()) for _ in range(2)]
+    assert responses[0].status_code == 200
+    problem(responses[1], "run_busy")
+    assert responses[1].headers["retry-after"] == "1"
+    assert len(world.hosts.calls("/job-status")) == 1
+    # Who did not call again is looked at all the same.
+    assert (await world.store.read_run(run_id)).next_tick_at is not None
+
+
+@pytest.mark.slow
+async def test_a_vendor_whose_job_is_over_moves_nothing_any_more(world: World, paid_door: httpx.AsyncClient) -> None:
+    world.script(fail_at_epoch=1)
+    run_id = await world.start()
+    # The second vendor has the run now; the first has given its money back and its files.
+    run = await world.until(run_id, lambda run: len(run.jobs) == 2 and run.jobs[1].status == "submitted")
+    assert (run.jobs[0].status, run.payments[0].status) == ("failed", "refunded")
+    seen, before = len(world.hosts.seen), await world.store.read_log(run_id)
+    for _ in range(3):
+        world.store.ahead += timedelta(seconds=PAUSE_S)
+        response = await call(paid_door, run_id, signed())
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    assert len(world.hosts.seen) == seen
+    assert await world.store.read_log(run_id) == before
+    assert (await call(paid_door, run_id, signed("second-secret"))).status_code == 200
+    assert len(world.hosts.seen) > seen
 
 
 @pytest.mark.slow

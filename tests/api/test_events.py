@@ -111,6 +111,18 @@ async def test_where_an_answer_is_gathered_before_it_is_sent_nothing_is_waited_f
         assert [event.id for event in await events(door, run.run_id)] == ["2", "3", "5", "6", "7"]
 
 
+async def test_a_server_that_stops_ends_a_stream_between_two_full_pages(agent: Agent) -> None:
+    run = await a_run_so_far(agent, ("job_log",) * (3 * ENTRIES_PER_READ_MAX))
+
+    async def no_pause() -> bool:
+        raise AssertionError("there was more to tell")
+
+    pages = await follow(agent, run.run_id, 0, no_pause)
+    assert pages is not None
+    chunks = [chunk async for chunk in written(pages, lambda: True)]
+    assert len(chunks) == 1 + ENTRIES_PER_READ_MAX
+
+
 async def test_a_client_that_comes_back_goes_on_after_the_last_event_it_has_until_there_is_no_more(
     agent: Agent, door: httpx.AsyncClient
 ) -> None:
@@ -243,8 +255,9 @@ async def test_the_sdk_asks_again_until_the_run_has_ended_and_tells_each_event_o
 class Quick(httpx.AsyncBaseTransport):
     """Takes the wait out of the answers, and cuts lines where a log may have them and a stream may not."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, inner: httpx.AsyncBaseTransport, piece_bytes: int = 7) -> None:
         self.inner = inner
+        self.piece_bytes = piece_bytes
         self.asked: list[str] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -253,8 +266,8 @@ class Quick(httpx.AsyncBaseTransport):
         content = (await response.aread()).replace(b"retry: 2000", b"retry: 0")
 
         async def bytewise() -> AsyncIterator[bytes]:
-            for start in range(0, len(content), 7):
-                yield content[start : start + 7]
+            for start in range(0, len(content), self.piece_bytes):
+                yield content[start : start + self.piece_bytes]
 
         return httpx.Response(response.status_code, headers=response.headers, content=bytewise())
 

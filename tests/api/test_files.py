@@ -8,6 +8,7 @@ import pytest
 from agent.status import status
 from api.door import create_app
 from livery.client import Client, Damaged, ProblemError
+from tests.api.problems import problem
 from tests.fixtures.world import World
 from wire.control import JobDocument
 
@@ -30,6 +31,8 @@ async def test_a_kept_file_is_downloaded_byte_for_byte(world: World, paid_door: 
             assert headers["content-type"] == "application/octet-stream"
             assert headers["content-disposition"] == f'attachment; filename="{file.name}"'
             assert headers["x-content-type-options"] == "nosniff"
+            assert headers["content-security-policy"] == "sandbox"
+            assert headers["accept-ranges"] == "bytes"
             assert headers["content-length"] == str(file.bytes)
             assert headers["etag"] == f'"{file.sha256}"'
 
@@ -51,6 +54,40 @@ async def test_a_name_that_would_be_a_page_or_a_header_is_neither(world: World, 
     assert (reply.content, reply.headers["content-type"]) == (b"abc", "application/octet-stream")
     assert reply.headers["content-disposition"] == 'attachment; filename="_x___set-cookie__a_b_____script_.html"'
     assert "set-cookie" not in reply.headers
+
+
+async def test_a_range_of_a_file_is_that_range(world: World, paid_door: httpx.AsyncClient) -> None:
+    file = (await ended_job(world)).artifacts[1]
+    whole = (await paid_door.get(file.url)).content
+    for wanted, start, end in (
+        ("0-0", 0, 1),
+        ("5-9", 5, 10),
+        ("7-", 7, file.bytes),
+        ("-4", file.bytes - 4, file.bytes),
+        ("0-9999999", 0, file.bytes),
+        ("-9999999", 0, file.bytes),
+    ):
+        for condition in ({}, {"if-range": f'"{file.sha256}"'}):
+            reply = await paid_door.get(file.url, headers={"range": f"bytes={wanted}", **condition})
+            assert (reply.status_code, reply.content) == (206, whole[start:end])
+            assert reply.headers["content-range"] == f"bytes {start}-{end - 1}/{len(whole)}"
+            assert reply.headers["content-length"] == str(end - start)
+            assert reply.headers["content-security-policy"] == "sandbox"
+
+
+async def test_a_range_that_cannot_be_given_is_said_to_be_and_one_that_cannot_be_read_is_none(
+    world: World, paid_door: httpx.AsyncClient
+) -> None:
+    file = (await ended_job(world)).artifacts[1]
+    for beyond in (f"bytes={file.bytes}-", f"bytes={file.bytes}-{file.bytes + 1}", "bytes=-0"):
+        reply = await paid_door.get(file.url, headers={"range": beyond})
+        problem(reply, "range_not_satisfiable")
+        assert reply.headers["content-range"] == f"bytes */{file.bytes}"
+    for none in ("bytes=0-1,3-4", "bytes=4-1", "bytes=-", "lines=0-1", "bytes=x-", "0-1", "bytes=" + "9" * 40 + "-"):
+        reply = await paid_door.get(file.url, headers={"range": none})
+        assert (reply.status_code, len(reply.content)) == (200, file.bytes)
+    changed = await paid_door.get(file.url, headers={"range": "bytes=0-1", "if-range": '"of another file"'})
+    assert (changed.status_code, len(changed.content)) == (200, file.bytes)
 
 
 async def test_what_is_not_kept_is_not_there(world: World, paid_door: httpx.AsyncClient) -> None:

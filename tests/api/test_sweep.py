@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -94,12 +94,12 @@ class Cursed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def claim(self, run_id: str, lease_s: int) -> Claim | Busy:
+    async def claim(self, run_id: str, lease_s: int, **more: Any) -> Claim | Busy:
         if run_id == self.cursed:
             raise KeyError(run_id)
         self.at_once += 1
         self.at_once_max = max(self.at_once_max, self.at_once)
-        return await self._inner.claim(run_id, lease_s)
+        return await self._inner.claim(run_id, lease_s, **more)
 
     async def release(self, run_id: str, token: int, next_tick_at: datetime | None) -> None:
         await self._inner.release(run_id, token, next_tick_at)
@@ -115,6 +115,28 @@ async def test_one_runs_trouble_does_not_stop_the_others_and_few_are_served_at_o
         run_id: "internal: KeyError" if run_id == store.cursed else "No vendors available" for run_id in runs
     }
     assert 2 <= store.at_once_max <= TICKS_AT_ONCE
+
+
+class Overtaken:
+    """A store whose due runs are served by another sweep before they are known here."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._agent.store, name)
+
+    async def due_runs(self, now: datetime, limit: int) -> list[str]:
+        due = await self._agent.store.due_runs(now, limit)
+        assert [one.message for one in (await sweep(self._agent)).swept] == ["No vendors available"]
+        return due
+
+
+async def test_two_sweeps_that_saw_the_same_run_due_tick_it_once(agent: Agent) -> None:
+    run = await start(agent, ASKED)
+    done = await sweep(replace(agent, store=Overtaken(agent)))
+    assert [one.message for one in done.swept] == ["Served by another"]
+    assert len(await agent.store.read_log(run.run_id, types=["tick"])) == 1
 
 
 @pytest.mark.row(7)
@@ -136,6 +158,24 @@ async def test_a_server_that_ticks_drives_a_run_to_its_end_and_stops_cleanly(wor
             status = (await door.get("/agent-status", params={"runId": run_id})).json()["run"]["status"]
     assert len(asyncio.all_tasks()) == 1
     await world.check_books()
+
+
+async def test_a_tick_that_does_not_end_keeps_no_server_from_stopping(agent: Agent) -> None:
+    begun = asyncio.Event()
+
+    class Stuck:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(agent.store, name)
+
+        async def due_runs(self, *_: Any) -> Any:
+            begun.set()
+            await asyncio.Event().wait()
+
+    app = create_app(lambda: replace(agent, store=cast(Store, Stuck())), settings=ApiSettings(tick=True, drain_s=0))
+    async with asyncio.timeout(20):
+        async with app.router.lifespan_context(app):
+            await begun.wait()
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_a_server_does_not_tick_unless_it_is_told_to_and_never_on_a_host(agent: Agent) -> None:

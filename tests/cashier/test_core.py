@@ -75,8 +75,10 @@ def test_no_part_of_a_request_runs_into_the_next():
         _fingerprint(request_with(method="POST", url="http://h/a?bc"), ""),
         _fingerprint(request_with(method="POST", url="http://h/a?b", body=b"c"), ""),
         _fingerprint(request_with(method="POST", url="http://h/a?b", body=b""), "c"),
+        _fingerprint(request_with(method="POST", url="http://h/a?b", body=b""), "c", ""),
+        _fingerprint(request_with(method="POST", url="http://h/a?b", body=b""), "", "c"),
     }
-    assert len(prints) == 5
+    assert len(prints) == 7
     assert _fingerprint(request_with(method="post"), "c") == _fingerprint(request_with(method="POST"), "c")
 
 

@@ -1,7 +1,9 @@
 """One door, three dialects: whichever the payer speaks, the same rules hold and the answer comes in it."""
 
 import json
+import os
 import sqlite3
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -10,15 +12,15 @@ from mpp import Challenge, Receipt
 from x402.schemas.v1 import PaymentRequiredV1 as OfficialRequired
 
 from cashier.core.dialects import X402
-from cashier.edges.mpp_pympp import open_mpp
 from cashier.edges.till_sqlite import SCHEMA
 from cashier.recover import Recovered
 from tests.cashier.speaking import CONFIRMATIONS, DIALECTS, in_dialect, in_mpp, in_v1
 from tests.cashier.test_crash import _crash
 from tests.cashier.test_open_settlements import PENDING
 from tests.cashier.world import BODY, PRICE_ATOMIC, URL, World, code, detail, says, settlement
+from tests.house.tree import ROOT
 from wire.money import BASE_SEPOLIA_USDC, Amount
-from wire.x402 import decode_header, encode_header
+from wire.x402 import declare_payment_identifier, decode_header, encode_header, with_payment_identifier
 from wire.x402_v1 import PaymentRequiredV1, SettleResponseV1, payment_v1
 
 every_dialect = pytest.mark.parametrize("dialect", DIALECTS)
@@ -263,6 +265,31 @@ async def test_version_1_and_mpp_name_their_payment_by_the_idempotency_key(world
     assert code(answer) == "payment_conflict"
 
 
+@pytest.mark.parametrize("dialect", ["x402-v1", "mpp"])
+@pytest.mark.parametrize("key", ["payment-number-two", None])
+async def test_who_rebuilds_a_header_from_the_chain_without_its_key_is_not_given_the_answer(world: World, dialect, key):
+    cashier = world.cashier()
+    headers = await in_dialect(world, cashier, dialect)
+    mine = {**headers, "idempotency-key": "payment-number-one"}
+    first = await world.pay(cashier, None, headers=mine)
+
+    answer = await world.pay(cashier, None, headers=headers if key is None else {**headers, "idempotency-key": key})
+
+    assert (first.status, answer.status, code(answer)) == (200, 409, "payment_conflict")
+    assert await world.pay(cashier, None, headers=mine) == first
+
+
+async def test_version_2_names_its_payment_in_its_header_and_needs_no_key(world: World):
+    cashier = world.cashier()
+    payment = world.cheque()
+    extensions = with_payment_identifier(declare_payment_identifier(), "payment-number-one")
+    headers = {"payment-signature": encode_header(payment.model_copy(update={"extensions": extensions}))}
+    first = await world.pay(cashier, None, headers={**headers, "idempotency-key": "payment-number-one"})
+
+    assert first.status == 200
+    assert await world.pay(cashier, None, headers=headers) == first
+
+
 async def test_a_till_of_before_knows_its_rows_as_version_2(world: World):
     payment = world.cheque()
     world.facilitator.steps["settle"] = [says(PENDING)]
@@ -279,21 +306,66 @@ async def test_a_till_of_before_knows_its_rows_as_version_2(world: World):
     assert confirmed(await world.pay(later, payment)) == {"x402-v2"}
 
 
-async def test_without_pympp_a_door_speaks_x402_and_serves_what_was_paid_before(world: World, monkeypatch):
+async def test_a_door_without_mpp_serves_what_was_paid_in_it_before(world: World):
     headers = await in_mpp(world, world.cashier())
     world.facilitator.steps["settle"] = [says(b"garbage")]
     await world.pay(world.cashier(), None, headers=headers)
     (row,) = await world.opened[0].desk.till.unfinished()
     world.facilitator.steps["settle"] = []
     transaction = await world.opened[0].desk.facilitator.settle(row.payload, world.asked())
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(sys, "path", [])
-        assert open_mpp(BASE_SEPOLIA_USDC, "a key") is None
-        bare = world.cashier()
+    bare = world.cashier(lambda desk: replace(desk, dialects=X402))
 
-    assert bare.desk.dialects == X402
     assert await bare.recover(world.start) == Recovered(served=1)
     assert world.sales[0].transaction == transaction.transaction
     assert (await world.pay(bare, None, headers=headers)).status == 402
     served = await world.pay(world.cashier(), None, headers=headers)
     assert (served.status, confirmed(served)) == (200, set())
+
+
+# A process of its own: what is imported once stays.
+ASK_A_DOOR = """
+import asyncio, logging, sys
+from pathlib import Path
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s", level=logging.INFO)
+from cashier.core.model import PaidRequest, Price
+from cashier.wiring import open_cashier
+from wire.money import BASE_SEPOLIA_USDC as USDC, Amount
+till = Path(sys.argv[1], "till.db")
+cashier = open_cashier(asset=USDC, database=till, facilitator_url="http://f.example", rpc_url="http://r.example")
+print("open", "mpp" in sys.modules)
+price = Price(amount=Amount(1, USDC.address, USDC.network), pay_to="0x" + "22" * 20, description="one job")
+request = PaidRequest(method="POST", url="http://v.example/submit-job", headers={}, body=b"{}")
+answer = asyncio.run(cashier.charge(request, price, None, None))
+print(answer.status, "payment-required" in answer.headers, "www-authenticate" in answer.headers)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (None, ["open True", "402 True True"]),
+        (
+            "raise ImportError('half of it', name='mpp')",
+            ["WARNING no payments in MPP: half of it", "open False", "402 True False"],
+        ),
+        (
+            "raise ModuleNotFoundError('no mpp', name='mpp')",
+            ["INFO no payments in MPP: no mpp", "open False", "402 True False"],
+        ),
+    ],
+    ids=["whole", "broken", "missing"],
+)
+def test_a_door_opens_with_mpps_codec_or_without_it_and_asks_in_x402_all_the_same(tmp_path, module, said):
+    if module is not None:
+        (tmp_path / "mpp.py").write_text(module)
+
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_A_DOOR, tmp_path],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout.splitlines() == said, done.stderr

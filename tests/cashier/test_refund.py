@@ -140,6 +140,32 @@ async def test_refunds_at_once_from_two_processes_are_each_paid_once(world: Worl
     assert world.earned() == PRICE_ATOMIC - 3000
 
 
+async def test_a_transfer_that_paid_one_refund_pays_no_other(world: World):
+    first, payment_id = await _paid(world)
+
+    class Late:
+        """Signs, and is overtaken before that is stored: the other's transfer has its very bytes."""
+
+        def __init__(self, sender):
+            self._sender, self._overtaken = sender, False
+
+        def __getattr__(self, name):
+            return getattr(self._sender, name)
+
+        async def prepare(self, *asked):
+            signed = await self._sender.prepare(*asked)
+            if not self._overtaken:
+                self._overtaken = True
+                assert await first.refund(payment_id, 1000, "refund-1") == signed.transaction
+            return signed
+
+    late = world.cashier(lambda desk: replace(desk, senders={at: Late(one) for at, one in desk.senders.items()}))
+    transaction = await late.refund(payment_id, 1000, "refund-2")
+
+    assert transaction != await first.refund(payment_id, 1000, "refund-1")
+    assert world.earned() == PRICE_ATOMIC - 2000
+
+
 def _mortal(world: World, fuse: Fuse) -> Cashier:
     return world.cashier(
         lambda desk: replace(

@@ -180,7 +180,28 @@ def test_a_control_plane_that_is_not_there_is_said_in_a_sentence(livery: Livery)
 def test_the_control_plane_is_not_bound_where_others_reach_it(livery: Livery) -> None:
     refused = livery("serve", "--host", "0.0.0.0")  # noqa: S104 - it must be refused
     assert refused.code == 1
-    assert "no API keys" in refused.err
+    assert "LIVERY_API_SECRET is not set" in refused.err
+
+
+def test_the_environments_secret_goes_neither_in_the_open_nor_to_whom_a_folders_env_file_names(
+    livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"LIVERY_API_SECRET": "the-secret"}
+    for to in ({"LIVERY_URL": "http://plane.example"}, {"LIVERY_CLI_URL": "http://192.0.2.1:3000"}):
+        refused = livery("run", "list", "--json", **secret, **to)
+        assert (refused.code, refused.json["code"]) == (1, "secret_exposed")
+    assert "over https" in livery("run", "list", "--url", "http://plane.example", **secret).err
+    monkeypatch.chdir(livery.home)
+    (livery.home / ".env").write_text("LIVERY_URL=http://127.0.0.1:8\n")
+    found = {"LIVERY_URL": "", **secret}
+    refused = livery("run", "list", "--json", **found)
+    assert (refused.code, refused.json["code"]) == (1, "secret_exposed")
+    assert "127.0.0.1:8" in refused.json["detail"]
+    # The address is the owner's own where it is typed, and the file's secret may go where the file says.
+    assert "answers at http://127.0.0.1:9" in livery("run", "list", "--url", "http://127.0.0.1:9", **found).err
+    assert "answers at http://127.0.0.1:9" in livery("run", "list", **secret).err
+    (livery.home / ".env").write_text("LIVERY_URL=http://127.0.0.1:8\nLIVERY_CLI_SECRET=the-files\n")
+    assert "answers at http://127.0.0.1:8" in livery("run", "list", LIVERY_URL="").err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """One contract, two places for artifacts: a folder, and a real MongoDB's GridFS."""
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -10,6 +12,7 @@ from pydantic import SecretStr
 
 from agent.config import AgentSettings
 from agent.core.errors import ArtifactsUnavailable, UnknownArtifact
+from agent.edges.artifacts_gridfs import GridFsArtifacts
 from agent.ports import ArtifactStore
 from agent.wiring import open_artifacts
 from tests.fixtures.mongod import MongoPlace
@@ -29,7 +32,11 @@ NAMES = [
     "%2e",
     "~",
     "C:",
+    "MODEL.json",
+    "%2E",
 ]
+# More than the driver holds back before it writes.
+FLUSHED_BYTES = 49_000_000
 
 
 def place_of(url: str, database: str = "livery") -> ArtifactStore:
@@ -64,6 +71,31 @@ async def breaking(error: BaseException) -> AsyncIterator[bytes]:
 
 def files_under(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+class Putter:
+    """A put that goes on by hand; each step returns when the one before is written."""
+
+    def __init__(self, store: ArtifactStore, name: str = "model.bin") -> None:
+        self._steps, self._taken = asyncio.Queue[bytes](), asyncio.Queue[None]()
+        self._put = asyncio.ensure_future(store.put("run", "job", name, self._chunks()))
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        self._taken.put_nowait(None)
+        while part := await self._steps.get():
+            yield part
+            self._taken.put_nowait(None)
+
+    async def begun(self) -> None:
+        await asyncio.wait_for(self._taken.get(), 20)
+
+    async def write(self, part: bytes) -> None:
+        self._steps.put_nowait(part)
+        await self.begun()
+
+    async def end(self) -> None:
+        self._steps.put_nowait(b"")
+        await self._put
 
 
 async def read(store: ArtifactStore, *where: str) -> bytes:
@@ -142,6 +174,38 @@ async def test_a_file_that_is_not_read_whole_is_closed(store: ArtifactStore) -> 
         assert 0 < len(await anext(file)) < 1_000_000
 
 
+@pytest.mark.parametrize("start", [0, 1, 261_120, 500_001, 699_999, 700_000, 900_000])
+async def test_a_file_is_read_from_a_byte_on(store: ArtifactStore, start: int) -> None:
+    content = bytes(range(250)) * 2_800
+    await store.put("run", "job", "model.bin", chunks(content))
+    assert b"".join([chunk async for chunk in store.open("run", "job", "model.bin", start)]) == content[start:]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_of_two_puts_at_one_time_the_last_to_end_stays_whole(opened: Open, order: tuple[int, int]) -> None:
+    stores = [opened(), opened()]
+    contents = [b"o" * FLUSHED_BYTES, b"y" * 300_000]
+    putters = []
+    for store, content in zip(stores, contents, strict=True):
+        putters.append(Putter(store))
+        await putters[-1].begun()
+        await putters[-1].write(content)
+    for number in order:
+        await putters[number].end()
+        assert await stores[0].size("run", "job", "model.bin") == len(contents[number])
+        assert await read(stores[0], "run", "job", "model.bin") == contents[number]
+    for store in stores:
+        await store.close()
+
+
+async def test_of_many_puts_that_end_at_once_one_stays_whole(store: ArtifactStore) -> None:
+    contents = [bytes([number]) * 300_000 for number in range(8)]
+    for _ in range(3):
+        await asyncio.gather(*(store.put("run", "job", "model.bin", chunks(content)) for content in contents))
+        assert await read(store, "run", "job", "model.bin") in contents
+        assert await store.size("run", "job", "model.bin") == 300_000
+
+
 async def test_event_loops_in_turn_share_one_store(store: ArtifactStore) -> None:
     def on_a_loop_of_its_own(name: str) -> bytes:
         async def work() -> bytes:
@@ -165,18 +229,16 @@ async def test_files_and_folders_are_their_owners_alone(tmp_path: Path) -> None:
     ]
 
 
-async def test_what_a_killed_put_left_goes_with_the_next_one(tmp_path: Path) -> None:
-    async def killed() -> AsyncIterator[bytes]:
-        yield b"half"
-        (left,) = (tmp_path / "run" / "job").iterdir()
-        left.rename(left.with_name(f"{left.name}-of-the-dead"))
-        yield b"!"
-
+async def test_an_upload_of_more_than_an_hour_goes_with_the_jobs_next_put_and_replaces_nothing(tmp_path: Path) -> None:
     store = place_of(str(tmp_path))
+    frozen = Putter(store)
+    await frozen.begun()
+    (hidden,) = (tmp_path / "run" / "job").iterdir()
+    os.utime(hidden, (time.time() - 3_601,) * 2)
+    await store.put("run", "job", "other", chunks(b"other"))
     with pytest.raises(ArtifactsUnavailable):
-        await store.put("run", "job", "model.bin", killed())
-    await store.put("run", "job", "model.bin", chunks(b"whole"))
-    assert [path.name for path in (tmp_path / "run" / "job").iterdir()] == ["model.bin"]
+        await frozen.end()
+    assert [path.name for path in (tmp_path / "run" / "job").iterdir()] == ["other"]
 
 
 async def test_a_folder_that_cannot_be_written_says_so_and_not_where(tmp_path: Path) -> None:
@@ -196,15 +258,49 @@ async def test_a_database_that_is_away_says_so() -> None:
     await store.close()
 
 
-async def test_chunks_of_killed_uploads_go_with_the_next_put(mongo_place: MongoPlace) -> None:
+async def chunks_of(place: MongoPlace) -> list[bytes]:
+    """Return the first byte of each chunk that GridFS has."""
+    from pymongo import AsyncMongoClient
+
+    async with AsyncMongoClient(place.url) as client:
+        return sorted([chunk["data"][:1] async for chunk in client[place.database]["artifacts.chunks"].find()])
+
+
+async def test_an_upload_that_a_put_of_the_job_finds_too_old_is_removed_and_replaces_nothing(
+    mongo_place: MongoPlace,
+) -> None:
+    store = place_of(mongo_place.url, mongo_place.database)
+    # The age of an upload is in whole seconds: to this one all are too old.
+    hasty = GridFsArtifacts(mongo_place.url, mongo_place.database, abandoned_s=-1)
+    await store.put("run", "job", "model.bin", chunks(b"model"))
+    frozen = Putter(store)
+    await frozen.begun()
+    await frozen.write(b"f" * FLUSHED_BYTES)
+    for one, job_id in ((store, "job"), (hasty, "job-2")):
+        await one.put("run", job_id, "other", chunks(b"other"))
+        assert b"f" in await chunks_of(mongo_place)
+    await hasty.put("run", "job", "other", chunks(b"other"))
+    assert await chunks_of(mongo_place) == [b"m", b"o", b"o"]
+    with pytest.raises(ArtifactsUnavailable):
+        await frozen.end()
+    assert await read(store, "run", "job", "model.bin") == b"model"
+    await hasty.put("run", "job", "other", chunks(b"other"))
+    assert await chunks_of(mongo_place) == [b"m", b"o", b"o"]
+    for one in (store, hasty):
+        await one.close()
+
+
+async def test_what_uploads_left_that_nothing_knows_goes_with_the_jobs_next_put(mongo_place: MongoPlace) -> None:
     from pymongo import AsyncMongoClient
 
     store = place_of(mongo_place.url, mongo_place.database)
     await store.put("run", "job", "other", chunks(b"other"))
     async with AsyncMongoClient(mongo_place.url) as client:
-        stored = client[mongo_place.database]["artifacts.chunks"]
-        await stored.insert_one({"files_id": "run/job/model.bin#1", "n": 0, "data": b"half"})
-        await store.put("run", "job", "model.bin", chunks(b"first"))
-        await store.put("run", "job", "model.bin", chunks(b"whole"))
-        assert sorted([chunk["data"] async for chunk in stored.find()]) == [b"other", b"whole"]
+        left = client[mongo_place.database]["artifacts.chunks"]
+        await left.insert_many(
+            [{"files_id": f"run/{job}/left#1", "n": 0, "data": job.encode()} for job in ("job", "job-2", "jo")]
+        )
+    await store.put("run", "job", "model.bin", chunks(b"first"))
+    await store.put("run", "job", "model.bin", chunks(b"whole"))
+    assert await chunks_of(mongo_place) == [b"j", b"j", b"o", b"w"]
     await store.close()

@@ -106,6 +106,21 @@ async def test_a_lapsed_or_released_lease_is_claimed_with_a_larger_token(store: 
     assert (await claimed(store, run.run_id)).token == 3
 
 
+async def test_a_run_that_was_served_since_it_was_due_is_claimed_by_nobody_who_wants_it_due(store: Store) -> None:
+    run, late = await stored(store, next_tick_at=T0), T0 + timedelta(seconds=1)
+    assert isinstance(await store.claim(run.run_id, 30, due_before=T0 - timedelta(milliseconds=1)), Busy)
+    claims = await asyncio.gather(*[store.claim(run.run_id, 30, due_before=T0) for _ in range(4)])
+    assert sum(isinstance(claim, Claim) for claim in claims) == 1
+    await store.release(run.run_id, 1, late)
+    assert await store.claim(run.run_id, 30, due_before=T0) == Busy(1)
+    assert isinstance(await store.claim(run.run_id, 30, due_before=late), Claim)
+    await store.release(run.run_id, 2, None)
+    assert await store.claim(run.run_id, 30, due_before=late) == Busy(1)
+    assert (await claimed(store, run.run_id)).token == 3
+    with pytest.raises(UnknownRun):
+        await store.claim("run_unknown", 30, due_before=late)
+
+
 @pytest.mark.parametrize("run_id", IDS_THAT_CANNOT_BE)
 async def test_what_is_no_id_is_an_unknown_run(store: Store, run_id: str) -> None:
     await stored(store)

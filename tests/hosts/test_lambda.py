@@ -126,7 +126,7 @@ def test_three_invocations_in_a_row_start_tick_and_read_a_paid_run_over_the_same
     before = connections(environment)
     shown = function.ask("GET", "/api/agent-status", query=f"runId={run_id}")
     assert [payment["status"] for payment in shown["payments"]] == ["completed"]
-    # A queue ticks it to its end; a run that is being served comes again.
+    # A queue ticks it to its end.
     for _ in range(20):
         if function.state(run_id) == "completed":
             break
@@ -152,7 +152,7 @@ def test_a_queue_with_an_order_stops_at_its_first_failure(function: Function) ->
     assert (function.state(first), function.state(last)) == ("failed", "running")
 
 
-def test_the_message_of_a_run_that_another_holds_comes_again(function: Function, environment: dict[str, str]) -> None:
+def test_a_run_that_another_holds_is_left_to_the_sweep(function: Function, environment: dict[str, str]) -> None:
     run_id = function.start()
 
     async def hold(agent: Agent) -> Claim:
@@ -164,10 +164,10 @@ def test_the_message_of_a_run_that_another_holds_comes_again(function: Function,
         await agent.store.release(run_id, claim.token, claim.now)
 
     claim = with_store(environment, hold)
-    assert function.queue({"runId": run_id}) == ["m-0"]
-    with_store(environment, give_back)
     assert function.queue({"runId": run_id}) == []
-    assert function.state(run_id) == "failed"
+    assert function.state(run_id) == "running"
+    with_store(environment, give_back)
+    assert {"runId": run_id, "message": "Run aborted"} in function.api.invoke({"agent": "sweep"})["swept"]
 
 
 @pytest.mark.parametrize(

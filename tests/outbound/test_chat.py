@@ -164,6 +164,20 @@ async def test_where_no_known_way_works_any_more_all_are_tried_again(llm: FakeLl
     assert llm.forms[-2:] == ["tool", "json_schema"]
 
 
+async def test_a_way_that_is_ignored_from_some_day_on_is_forgotten(llm: FakeLlm) -> None:
+    await ask(llm)
+    llm.behave = fake.ignores("json_schema")
+    assert (await ask(llm)).value is None
+    assert (await ask(llm)).value == "v1"
+    assert llm.forms == ["json_schema", "json_schema", "json_schema", "json_schema", "json_object"]
+
+
+async def test_a_key_that_a_model_repeats_is_not_kept(llm: FakeLlm) -> None:
+    llm.behave = fake.says("Bearer the-key-of-the-endpoint")
+    reply = await ask(llm, api_key="the-key-of-the-endpoint")
+    assert reply.raw == "Bearer ***"
+
+
 async def test_nobody_at_home_is_said_without_the_whole_address() -> None:
     gone = ChatEndpoint(
         HttpClient(), base_url="http://127.0.0.1:9/secret-path/v1", model="tiny", api_key="", timeout_s=5.0

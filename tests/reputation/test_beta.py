@@ -58,6 +58,17 @@ def test_the_quantile_is_where_the_distribution_says(a: float, b: float, u: floa
     assert belief.cdf(steps[0]) - near <= u <= belief.cdf(steps[1]) + near
 
 
+@example(a=0.1, b=3.9, u=0.95)
+@given(st.floats(0.01, 1e6), st.floats(0.01, 1e6), CHANCES)
+def test_no_record_is_too_lopsided_to_search(a: float, b: float, u: float) -> None:
+    belief = Beta(a, b)
+    x = belief.quantile(u)
+    near = 1e-6 * min(u, 1 - u)
+    # What lies beside the smallest floats is called 0.
+    assert belief.cdf(math.nextafter(x, 0.0)) - near <= u <= belief.cdf(max(math.nextafter(x, 1.0), 2e-300)) + near
+
+
+@example(a=0.1, b=3.9, u=0.05, v=0.95)
 @given(COUNTS, COUNTS, CHANCES, CHANCES)
 def test_quantiles_are_chances_and_rise(a: float, b: float, u: float, v: float) -> None:
     belief = Beta(a, b)

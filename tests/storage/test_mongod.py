@@ -58,7 +58,7 @@ def test_the_server_ends_with_the_session(tmp_path: Path, ended_by: signal.Signa
         env=environment | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     words = next(line for line in ended.stdout.splitlines() if "mongod " in line).partition("mongod ")[2].split()
     pid, folder = int(words[0]), Path(words[1])

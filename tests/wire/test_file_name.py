@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wire.file_name import FILE_NAME_BYTES_MAX, NotAFileName, shown_file_name, to_file_name
 
-SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-%")
+SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEF0123456789._-%")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
         ("50%", "50%25"),
         ("ü", "%C3%BC"),
         ("a\0b", "a%00b"),
+        ("README.md", "%52%45%41%44%4D%45.md"),
+        ("%2E", "%252%45"),
+        ("ÜA", "%C3%9C%41"),
     ],
 )
 def test_a_name_becomes_a_file_name(name: str, file_name: str) -> None:
@@ -40,6 +43,15 @@ def test_a_file_name_is_safe_and_unquoting_gives_the_name_back(name: str) -> Non
     assert not file_name.startswith(".")
     assert 1 <= len(file_name) <= FILE_NAME_BYTES_MAX
     assert unquote(file_name) == name
+
+
+@given(st.text("aAeE2%.ÄäİK", min_size=1, max_size=5), st.text("aAeE2%.ÄäİK", min_size=1, max_size=5))
+def test_no_two_names_share_a_file_on_a_disk_that_is_blind_to_case(one: str, other: str) -> None:
+    assert (to_file_name(one).casefold() == to_file_name(other).casefold()) == (one == other)
+
+
+def test_capitals_stay_where_they_are_asked_for() -> None:
+    assert to_file_name("README ü.md", cased=True) == "README%20%C3%BC.md"
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "\ud800"])

@@ -15,6 +15,8 @@ STATUSES = {
     "amount_too_large": 422,
     "not_json_content": 415,
     "body_too_large": 413,
+    "too_large_for_host": 413,
+    "range_not_satisfiable": 416,
     "header_too_large": 431,
     "method_not_allowed": 405,
     "unknown_host": 421,

@@ -79,7 +79,12 @@ def test_a_run_with_its_job_active_waits(state: str) -> None:
         (1, ["failed", "failed"], AskPlanner()),
         (1, ["failed", "failed", "failed"], EndRun(status="failed", reason="attempts_exhausted")),
         (1, ["failed", "failed", "failed", "failed"], EndRun(status="failed", reason="attempts_exhausted")),
-        (1, ["failed", "failed", "cancelled"], AskPlanner()),
+        (1, ["failed", "cancelled"], AskPlanner()),
+        (1, ["failed", "failed", "cancelled"], EndRun(status="failed", reason="attempts_exhausted")),
+        (1, ["cancelled", "cancelled", "cancelled"], EndRun(status="failed", reason="attempts_exhausted")),
+        (2, ["cancelled", "cancelled", "completed"], AskPlanner()),
+        (2, ["failed", "cancelled", "running"], AskPlanner()),
+        (2, ["failed", "cancelled", "failed", "running"], RUNNING),
         (2, ["failed", "failed", "completed"], AskPlanner()),
         (1, ["failed", "failed", "failed", "completed"], EndRun(status="completed")),
         (1, ["failed", "failed", "failed", "running"], RUNNING),
@@ -304,9 +309,25 @@ def test_a_run_that_is_to_end_does_not_wait_for_files() -> None:
     assert decided(replace(run, deadline=NOW), keeps_artifacts=True) == EndRun(status="completed")
 
 
+def test_a_run_that_is_to_end_undone_waits_a_little_for_the_files_of_what_ended() -> None:
+    run = run_with("failed", "failed", "failed")
+    ended = replace(run.jobs[-1], vendor_job_id="v", completed_at=NOW, artifacts_closed_at=None)
+    run = replace(run, jobs=(*(replace(job, vendor_job_id=None) for job in run.jobs[:-1]), ended))
+    over, asked = EndRun(status="failed", reason="attempts_exhausted"), {"keeps_artifacts": True}
+    assert decided(run, **asked) == over
+    waits = decided(run, **asked, artifacts_wait_s=1)
+    assert isinstance(waits, Wait)
+    assert waits.message == "Fetching artifacts"
+    assert isinstance(decided(run, **asked, artifacts_wait_s=1, cancel_requested_at=T0), Wait)
+    late = replace(ended, completed_at=NOW - timedelta(seconds=1))
+    for last in (late, replace(ended, artifacts_closed_at=NOW), replace(ended, vendor_job_id=None)):
+        assert decided(replace(run, jobs=(*run.jobs[:-1], last)), **asked, artifacts_wait_s=1) == over
+
+
 def test_facts_know_nothing_that_was_not_told() -> None:
     known = Facts(attempts_max=1, refund_wait_s=0)
     assert not known.keeps_artifacts
+    assert known.artifacts_wait_s == 0
     assert (known.cancel_requested_at, known.vendors, known.proposal, known.overdue_s) == (None, (), None, 3_600)
     assert (Wait(reason="r").message, EndRun(status="failed").reason, EndRun(status="failed").detail) == (
         "Waiting",

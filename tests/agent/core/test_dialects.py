@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.core.cheque import authorization_for, payment_header, payment_nonce
-from agent.core.dialects import BODY_BYTES_MAX, DIALECTS, Challenge, read_challenge, settled_in
+from agent.core.dialects import BODY_BYTES_MAX, DIALECTS, Challenge, read_challenges, settled_in
 from agent.core.errors import VendorGarbled, VendorUnpayable
-from agent.core.policy import Refusal, choose_requirements
+from agent.core.policy import Refusal, choose_challenge, choose_requirements
 from tests.agent.core.values import PAY_TO, PAYER, PRICE, T0, USDC, a_vendor, policy, requirements
 from wire.x402 import PaymentRequirements, SettleResponse, declare_payment_identifier, encode_header
 
@@ -43,6 +43,11 @@ def text(said: Any) -> bytes:
 
 def b64(said: Any) -> str:
     return base64.b64encode(text(said)).decode()
+
+
+def read_challenge(headers: dict[str, str], body: bytes) -> Challenge:
+    """Return what is asked first."""
+    return read_challenges(headers, body)[0]
 
 
 def by_header(said: Any) -> Challenge:
@@ -94,6 +99,53 @@ def test_where_both_are_offered_version_2_is_spoken() -> None:
 @pytest.mark.parametrize("header", ["%%%", "e30=", "A" * 20_000, b64({"x402Version": 2}), b64({**V2, "accepts": [7]})])
 def test_where_version_2_cannot_be_read_version_1_is_spoken(header: str) -> None:
     assert read_challenge({"payment-required": header}, text(V1)).dialect == "x402-v1"
+
+
+HALF = {**OFFER, "amount": "700000"}
+HALF_V1 = {**OFFER_V1, "maxAmountRequired": "700000"}
+FOREIGN = {**OFFER, "network": "eip155:8453"}
+FOREIGN_V1 = {**OFFER_V1, "network": "base"}
+
+
+@pytest.mark.parametrize(
+    ("v2", "v1", "dialect", "said"),
+    [
+        ([], [OFFER_V1], "x402-v1", OFFER_V1),
+        ([FOREIGN], [FOREIGN_V1, OFFER_V1], "x402-v1", OFFER_V1),
+        ([{**OFFER, "payTo": PAYER}], [OFFER_V1], "x402-v1", OFFER_V1),
+        ([OFFER], [], "x402-v2", OFFER),
+        ([FOREIGN, OFFER], [OFFER_V1], "x402-v2", OFFER),
+        ([OFFER], [{**OFFER_V1, "payTo": PAYER}], "x402-v2", OFFER),
+        ([OFFER], [HALF_V1], "x402-v2", OFFER),
+        ([HALF], [OFFER_V1], "x402-v2", HALF),
+    ],
+)
+def test_a_402_is_paid_in_the_first_version_that_policy_allows_whatever_the_other_asks(
+    v2: Any, v1: Any, dialect: str, said: dict[str, Any]
+) -> None:
+    heard = ({**V2, "accepts": v2}, {**V1, "accepts": v1})
+    for header, body in (heard, heard[::-1]):
+        challenges = read_challenges({"x-payment-required": b64(header)}, text(body))
+        assert [challenge.dialect for challenge in challenges] == ["x402-v2", "x402-v1"]
+        choice = choose_challenge(policy(), a_vendor(), PRICE, challenges)
+        assert not isinstance(choice, Refusal)
+        challenge, chosen = choice
+        assert (challenge.dialect, challenge.words_for(chosen)) == (dialect, said)
+
+
+def test_where_no_version_can_be_paid_the_refusal_of_the_first_is_said() -> None:
+    challenges = read_challenges({"payment-required": b64({**V2, "accepts": [FOREIGN]})}, text({**V1, "accepts": []}))
+    refused = choose_challenge(policy(), a_vendor(), PRICE, challenges)
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.detail[:8]) == ("wrong_network", "x402-v2:")
+
+
+def test_the_words_said_back_are_those_of_the_offer_that_is_paid() -> None:
+    noted = {**OFFER, "note": "ours"}
+    assert paid(by_header({**V2, "accepts": [FOREIGN, noted]}))["accepted"] == noted
+    # Version 1 says the network alone, and each in its own words.
+    by_id = {**OFFER_V1, "network": USDC.network}
+    assert paid(by_body({**V1, "accepts": [FOREIGN_V1, by_id]}))["network"] == USDC.network
 
 
 def test_version_1_on_a_network_unknown_here_offers_nothing_to_pay() -> None:

@@ -112,6 +112,8 @@ ERRORS: list[tuple[type[errors.AgentError], tuple[Any, ...], type[errors.AgentEr
     (errors.VendorGarbled, (), errors.VendorError, "internal", False),
     (errors.VendorUnpayable, (), errors.VendorGarbled, "internal", False),
     (errors.VendorRefused, (404, "no such job"), errors.VendorError, "internal", False),
+    (errors.VendorDenied, (401, "who are you"), errors.VendorRefused, "internal", False),
+    (errors.NoVendorSecret, (), errors.VendorError, "internal", False),
     (errors.StoreUnavailable, (), errors.Unavailable, "store_unavailable", True),
     (errors.ForeignAddress, (), errors.VendorError, "internal", False),
     (errors.ArtifactsUnavailable, (), errors.Unavailable, "artifacts_unavailable", True),

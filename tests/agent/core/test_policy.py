@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core import ledger, policy
+from agent.core.model import GpuPrice
 from agent.core.policy import Hold, Refusal, check_caps, check_quote, choose_requirements, holds_for, refusal_of
 from tests.agent.core import values
 from tests.agent.core.values import (
@@ -209,8 +210,8 @@ def test_a_payment_counts_in_the_wallets_day_and_in_the_vendors_part_of_it() -> 
 @pytest.mark.parametrize(
     ("change", "code", "detail"),
     [
-        ({"asset": OTHER}, "wrong_asset", f"gpu_vendor_1 is paid in {OTHER} on {USDC.network}"),
-        ({"network": "eip155:8453"}, "wrong_asset", f"gpu_vendor_1 is paid in {USDC.address} on eip155:8453"),
+        ({"asset": OTHER}, "vendor_other_asset", f"gpu_vendor_1 is paid in {OTHER} on {USDC.network}"),
+        ({"network": "eip155:8453"}, "vendor_other_asset", f"gpu_vendor_1 is paid in {USDC.address} on eip155:8453"),
     ],
 )
 def test_a_vendor_that_is_paid_elsewhere_is_refused(change: dict[str, Any], code: str, detail: str) -> None:
@@ -233,6 +234,18 @@ def test_a_quote_is_held_against_the_runs_price_per_hour() -> None:
         "over_hourly_price", "1500001 is above the run's maximum for 0.75 h"
     )
     assert check_quote(a_run(), a_vendor(), a_job(hours=hours, expected_cost_atomic=1_500_001)) is None
+
+
+def test_a_quote_is_held_against_the_registered_price_where_there_is_one() -> None:
+    vendor = a_vendor(prices=(GpuPrice(gpu_type="A10", per_hour_atomic=1_000_000),))
+    hours = Decimal("0.75")
+    assert check_quote(a_run(), vendor, a_job(hours=hours, expected_cost_atomic=757_500)) is None
+    assert check_quote(a_run(), vendor, a_job(hours=hours, expected_cost_atomic=757_501)) == Refusal(
+        "over_listed_price", "757501 is above 750000 for 0.75 h"
+    )
+    assert check_quote(a_run(), vendor, a_job(gpu_type="A100", hours=hours, expected_cost_atomic=757_501)) is None
+    poor = a_run(budget=ledger.opened(9))
+    assert str(check_quote(poor, vendor, a_job(hours=hours, expected_cost_atomic=757_501))).startswith("over_budget")
 
 
 def test_a_refusal_has_a_code_that_the_table_explains() -> None:

@@ -1,6 +1,7 @@
 """A recorded run folds to itself, decision by decision; a tampered one is found out."""
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from agent.core import events
 from agent.core.bandit import advise
 from agent.core.decide import AskPlanner, EndRun, StartJob, TickRecord, Wait, decide, tick_document, tick_from
 from agent.core.log import record, record_tick
-from agent.core.model import Entry, Run
+from agent.core.model import Entry, Run, Standing
 from agent.core.planning import Proposal, Question, first_vendor
 from agent.core.replay import Difference, Replayed, replay
 from tests.agent.core.values import EVENTS, STARTED, at, facts
@@ -86,11 +87,11 @@ def test_every_difference_is_reported_in_order() -> None:
     assert {one.recorded for one in found.differences} == {Wait(reason="tampered")}
 
 
-def a_bandits_tick(**changes: Any) -> list[Entry]:
+def a_bandits_tick(standings: tuple[Standing, ...] = (), **changes: Any) -> list[Entry]:
     """Return the log of a run whose one decision was a bandit's, recorded with `changes` to its wish."""
     run, entries = record(STARTED, EVENTS[:1])
-    question = Question(run=run, vendors=facts().vendors, standings=(), now=at(1))
-    known = facts(proposal=replace(advise(question).proposal, **changes))
+    question = Question(run=run, vendors=facts().vendors, standings=standings, now=at(1))
+    known = facts(standings=standings, proposal=replace(advise(question).proposal, **changes))
     tick = TickRecord(now=at(1), facts=known, action=decide(run, known, at(1)))
     run, entry = record_tick(
         run, at(1), decimal_json.plain(decimal_json.loads(decimal_json.dumps(tick_document(tick))))
@@ -101,6 +102,24 @@ def a_bandits_tick(**changes: Any) -> list[Entry]:
 @pytest.mark.parametrize("other", [None, first_vendor(STARTED, facts().vendors)])
 def test_a_bandits_wish_is_made_again(other: Proposal | None) -> None:
     assert replay(a_bandits_tick(other=other)).differences == ()
+
+
+def test_a_wait_of_an_older_log_has_no_time_and_is_made_again() -> None:
+    lately = tuple(
+        Standing(
+            vendor_id=vendor.vendor_id,
+            gpu_type="A10",
+            completed=Decimal(0),
+            failed=Decimal(1),
+            updated_at=at(0),
+            last_failed_at=at(0),
+            failed_in_a_row=1,
+        )
+        for vendor in facts().vendors
+    )
+    assert replay(a_bandits_tick(lately, until=None)).differences == ()
+    assert replay(a_bandits_tick(lately)).differences == ()
+    assert len(replay(a_bandits_tick(lately, until=at(61))).differences) == 1
 
 
 @pytest.mark.parametrize("as_other", [False, True])

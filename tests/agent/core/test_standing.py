@@ -8,7 +8,7 @@ import pytest
 
 from agent.core.events import AttemptFailed, JobEnded, RunEnded
 from agent.core.model import Job, Outcome, Run
-from agent.core.standing import OUR_REFUSALS, counted, faded, opened, outcomes_of, rests_until
+from agent.core.standing import VENDOR_FAULTS, counted, faded, opened, outcomes_of, rests_until
 from tests.agent.core.values import T0, a_job, a_run, at
 from wire.problems import REFUSALS
 
@@ -35,13 +35,60 @@ def test_a_completed_job_is_the_vendors_merit_and_a_failed_one_its_fault() -> No
     )
 
 
-@pytest.mark.parametrize("code", sorted(OUR_REFUSALS))
-def test_what_our_own_caps_end_says_nothing(code: str) -> None:
+# What a vendor can be blamed for before it had the job, and what it cannot.
+ITS_FAULTS = [
+    "bad_challenge",
+    "bad_quote",
+    "bad_timeout",
+    "over_listed_price",
+    "paid_not_served",
+    "price_mismatch",
+    "unknown_quote_currency",
+    "unsupported_scheme",
+    "vendor_refused",
+    "vendor_unreachable",
+    "wrong_asset",
+    "wrong_domain",
+    "wrong_network",
+    "wrong_pay_to",
+]
+OUR_OWN = [
+    "over_payment_cap",
+    "over_run_cap",
+    "over_vendor_cap",
+    "over_day_cap",
+    "over_hourly_price",
+    "over_budget",
+    "no_vendor_secret",
+    "vendor_denied",
+    "vendor_not_registered",
+    "vendor_other_asset",
+    "payment_refused",
+    "cancelled",
+    "deadline_passed",
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [*((code, [False]) for code in ITS_FAULTS), *((code, []) for code in OUR_OWN)]
+)
+def test_an_attempt_that_ends_before_the_vendor_has_the_job_says_whose_fault_it_was(
+    code: str, says: list[bool]
+) -> None:
     assert code in REFUSALS
-    assert said(ended(a_job(1, status="failed", error_message=f"{code}: 4 + 1 is above 4"))) == []
+    assert said(ended(a_job(1, status="failed", error_message=f"{code}: 4 + 1 is above 4"))) == says
 
 
-@pytest.mark.parametrize("code", ["over_budget", "over_day_cap", "cancelled", "deadline_passed"])
+def test_a_vendor_is_blamed_for_refusals_only_and_for_none_that_is_not_spelt_out_above() -> None:
+    assert set(ITS_FAULTS) == VENDOR_FAULTS <= REFUSALS.keys()
+
+
+@pytest.mark.parametrize("message", [None, "", "something new", "vendor_refused by us"])
+def test_an_end_before_the_vendor_has_the_job_that_nobody_foresaw_says_nothing(message: str | None) -> None:
+    assert said(ended(a_job(1, status="failed", error_message=message))) == []
+
+
+@pytest.mark.parametrize("code", ["over_budget", "over_day_cap", "no_vendor_secret", "cancelled", "deadline_passed"])
 def test_a_vendor_cannot_put_its_failure_down_to_us(code: str) -> None:
     job = a_job(1, status="failed", vendor_job_id="v1", error_message=f"{code}: says the vendor")
     assert said(ended(job)) == [False]
@@ -77,7 +124,7 @@ def test_counts_halve_in_thirty_days_and_failures_in_a_row_end_with_a_success() 
 
 @pytest.mark.parametrize(
     ("in_a_row", "last", "until"),
-    [(0, T0, None), (1, None, None), (1, T0, at(60)), (4, T0, at(480)), (9, T0, at(3_600)), (10**9, T0, at(3_600))],
+    [(0, T0, None), (1, None, None), (1, T0, at(60)), (3, T0, at(240)), (4, T0, at(300)), (10**9, T0, at(300))],
 )
 def test_a_vendor_rests_a_minute_and_twice_as_long_each_time(
     in_a_row: int, last: datetime | None, until: datetime | None

@@ -6,7 +6,14 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.core.errors import VendorError, VendorGarbled, VendorRefused, VendorUnreachable
+from agent.core.errors import (
+    NoVendorSecret,
+    VendorDenied,
+    VendorError,
+    VendorGarbled,
+    VendorRefused,
+    VendorUnreachable,
+)
 from agent.edges.vendor_http import BODY_BYTES_MAX
 from tests.agent.core.values import challenge, required, requirements
 from tests.agent.edges.vendor_app import QUOTE, STATUS, SUBMITTED, ScriptedVendor
@@ -81,9 +88,8 @@ async def test_each_vendor_is_sent_its_own_secret_and_one_without_is_not_called(
             await client.offers(a_vendor(vendor_id=vendor_id, endpoint="http://vendor.test"))
     sent = [request.headers["authorization"] for request, _ in vendor.seen]
     assert sent == ["Bearer first", "Bearer second=="]
-    with pytest.raises(VendorRefused, match=r"no_vendor_secret: none is configured for gpu_vendor_3") as refused:
+    with pytest.raises(NoVendorSecret, match=r"no bearer secret is configured for gpu_vendor_3"):
         await client.offers(a_vendor(vendor_id="gpu_vendor_3"))
-    assert refused.value.status == 401
     assert len(vendor.seen) == 2
 
 
@@ -165,13 +171,23 @@ async def test_a_header_that_does_not_end_is_garbled(vendor: ScriptedVendor, nam
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))
-@pytest.mark.parametrize(("status", "kind"), [(500, VendorUnreachable), (503, VendorUnreachable), (403, VendorRefused)])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (500, VendorUnreachable),
+        (503, VendorUnreachable),
+        (400, VendorRefused),
+        (401, VendorDenied),
+        (403, VendorDenied),
+    ],
+)
 async def test_a_failure_is_the_vendors_and_is_not_asked_again(
     vendor: ScriptedVendor, name: str, status: int, kind: type[VendorError]
 ) -> None:
     vendor.says(PATHS[name], HTML, status)
     with pytest.raises(kind) as raised:
         await called(vendor, name)
+    assert type(raised.value) is kind
     assert "<html><body>Bad gateway</body></html>" in str(raised.value)
     assert len(vendor.seen) == 1
 
@@ -195,7 +211,7 @@ async def test_a_vendors_words_are_cut_short(vendor: ScriptedVendor) -> None:
 
 async def test_a_challenge_is_the_402_of_an_unpaid_submission(vendor: ScriptedVendor) -> None:
     vendor.says("/base/submit-job", b"{}", 402, **{PAYMENT_REQUIRED: encode_header(REQUIRED)})
-    assert await vendor.client().challenge(VENDOR, '{"a":1}', "payment-1") == challenge(REQUIRED)
+    assert await vendor.client().challenge(VENDOR, '{"a":1}', "payment-1") == (challenge(REQUIRED),)
     ((request, body),) = vendor.seen
     assert (request.method, body, request.headers["idempotency-key"]) == ("POST", b'{"a":1}', "payment-1")
     assert "payment-signature" not in request.headers

@@ -125,7 +125,7 @@ async def test_a_submission_that_hangs_is_given_its_time_once() -> None:
 async def test_a_vendor_without_a_secret_is_not_sent_a_cheque() -> None:
     vendor = ScriptedVendor()
     answer = await submitted(vendor.client(""))
-    assert answer == Unsettled("no_vendor_secret: none is configured for gpu_vendor_1")
+    assert answer == Unsettled("no_vendor_secret: no bearer secret is configured for gpu_vendor_1")
     assert vendor.seen == []
 
 

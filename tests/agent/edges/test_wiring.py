@@ -130,6 +130,10 @@ async def test_a_mainnet_key_is_not_opened_before_it_was_confirmed(tmp_path: Pat
         await wallet.address()
     confirmed.write_text("yes")
     assert (await wallet.address()).startswith("0x")
+    confirmed.unlink()
+    on_host = open_wallet(mine.model_copy(update={"mainnet_confirmed": True}))
+    assert on_host is not None
+    assert await on_host.address() == await wallet.address()
 
 
 async def test_an_agent_is_joined_from_its_settings(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Which addresses only this machine can reach: whoever listens there, and whoever calls there, needs no secret."""
+
+import ipaddress
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_address(host: str) -> bool:
+    """Return whether `host` is an IP address, not a name or a path."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
