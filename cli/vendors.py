@@ -11,6 +11,7 @@ from cli.local import with_agent
 from wire.money import to_decimal
 
 if TYPE_CHECKING:
+    from agent.core.model import Vendor
     from agent.vendors import Reliability
 
 app = branch("vendors", "Who may be paid: list, add, remove, seed, offers.")
@@ -34,7 +35,7 @@ def list_vendors(as_json: Json = False) -> None:
                 "pricePerHour": to_decimal(vendor.base_price_per_hour_atomic, agent.policy.asset),
                 "reliability": vendor.reliability_score,
                 "gpus": list(vendor.supported_gpu_types),
-                "learned": [_reliability_document(one) for one in found],
+                "learned": [_reliability_document(agent, vendor, one) for one in found],
                 "payTo": vendor.pay_to,
                 "endpoint": vendor.endpoint,
             }
@@ -51,12 +52,15 @@ def list_vendors(as_json: Json = False) -> None:
     )
 
 
-def _reliability_document(one: "Reliability") -> dict[str, Any]:
+def _reliability_document(agent: Agent, vendor: "Vendor", one: "Reliability") -> dict[str, Any]:
+    from agent.core.planning import price_of
+
     rounded = {
         name: Decimal(f"{value:.3f}") for name, value in (("mean", one.mean), ("low", one.low), ("high", one.high))
     }
     return {
         "gpuType": one.gpu_type,
+        "pricePerHour": to_decimal(price_of(vendor, one.gpu_type), agent.policy.asset),
         **rounded,
         "jobsCompleted": one.completed,
         "jobsFailed": one.failed,
@@ -66,23 +70,29 @@ def _reliability_document(one: "Reliability") -> dict[str, Any]:
 
 def _rows(vendor: dict[str, Any]) -> list[tuple[object, ...]]:
     """Return one row for each GPU type; what is the vendor's own stands on the first."""
-    head = (vendor["vendorId"], vendor["name"], vendor["pricePerHour"])
+    head = (vendor["vendorId"], vendor["name"])
     tail = (vendor["payTo"], vendor["endpoint"])
     rows: list[tuple[object, ...]] = []
     for gpu in vendor["learned"] or [None]:
-        middle: tuple[object, ...] = ("", "", "", "")
+        middle: tuple[object, ...] = (vendor["pricePerHour"], "", "", "", "")
         if gpu is not None:
             low, high = gpu["low"], gpu["high"]
             done, count = gpu["jobsCompleted"], gpu["jobsCompleted"] + gpu["jobsFailed"]
             rest = gpu["restsUntil"]
             middle = (
+                gpu["pricePerHour"],
                 gpu["gpuType"],
                 f"{gpu['mean']:.2f} ({low:.2f}-{high:.2f})",
-                f"{done:.1f} of {count:.1f}",
+                f"{_rounded(done)} of {_rounded(count)}",
                 f"{rest:%H:%M:%S} UTC" if rest else "",
             )
-        rows.append((*(head if not rows else ("", "", "")), *middle, *(tail if not rows else ("", ""))))
+        rows.append((*(head if not rows else ("", "")), *middle, *(tail if not rows else ("", ""))))
     return rows
+
+
+def _rounded(count: Decimal) -> str:
+    # Old jobs count for less than one.
+    return f"{count:.1f}".removesuffix(".0")
 
 
 @app.command("offers")

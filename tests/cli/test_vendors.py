@@ -28,6 +28,7 @@ def test_the_list_shows_what_was_learned(livery: Livery) -> None:
     first, second = livery("vendors", "list", "--json").json
     known, new = first["learned"][0], second["learned"][0]
     assert (known["gpuType"], known["jobsCompleted"], known["jobsFailed"]) == ("A10", 8, 1)
+    assert (known["pricePerHour"], first["pricePerHour"]) == (1.4, 1.4)
     assert known["low"] < known["mean"] < known["high"]
     assert known["restsUntil"].startswith("20")
     assert (new["jobsCompleted"], new["jobsFailed"], new["restsUntil"]) == (0, 0, None)
@@ -36,7 +37,7 @@ def test_the_list_shows_what_was_learned(livery: Livery) -> None:
 
     shown = livery("vendors", "list").out
     assert f"{known['mean']:.2f} ({known['low']:.2f}-{known['high']:.2f})" in shown
-    assert "8.0 of 9.0" in shown
+    assert "8 of 9" in shown
     assert " UTC" in shown
 
 

@@ -6,7 +6,16 @@ from decimal import Decimal
 
 import pytest
 
-from wire.control import ActionDocument, HealthReply, JobRequest, RunIdRequest, RunsReply, StartRequest, TickReply
+from wire.control import (
+    ActionDocument,
+    HealthReply,
+    JobRequest,
+    RunIdRequest,
+    RunsReply,
+    StartRequest,
+    TickReply,
+    callback_url,
+)
 
 
 def test_a_goal_and_a_budget_are_enough() -> None:
@@ -107,3 +116,7 @@ def test_small_answers_keep_their_shape() -> None:
     assert RunsReply(runs=()).document() == {"runs": ()}
     health = HealthReply(version="0.1.0", store="sqlite", payments="off", planner="stub")
     assert health.document()["status"] == "ok"
+
+
+def test_vendors_call_at_a_name_of_the_run() -> None:
+    assert callback_url("https://host", "run_1&x") == "https://host/api/vendor-callback?runId=run_1%26x"

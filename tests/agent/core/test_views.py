@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from agent.core.decide import AskPlanner, CancelJobs, EndRun, StartJob, Wait
+from agent.core.events import RunEnded
 from agent.core.log import record
 from agent.core.model import Artifact, Budget, JobSpec
-from agent.core.views import action_document, run_document, status_reply
+from agent.core.views import action_document, end_of, run_document, status_reply
 from tests.agent.core.values import (
     EVENTS,
     PAY_TO,
@@ -229,3 +230,10 @@ def test_a_decision_is_shown_as_one_of_three_actions(action: Any, document: dict
 
 def test_no_decision_is_shown_as_none() -> None:
     assert action_document(None) is None
+
+
+def test_the_entry_that_ends_a_run_tells_how() -> None:
+    _, entries = record(a_run(), [RunEnded(at=at(1), status="cancelled", reason="cancelled")])
+    assert [end_of(entry) for entry in entries] == ["cancelled"]
+    _, entries = record(a_run(), [EVENTS[1]])
+    assert [end_of(entry) for entry in entries] == [None]
