@@ -1,0 +1,39 @@
+"""Figures that add up over commits: each run of a long suite is one line of `docs/reliability/NAME.jsonl`."""
+
+import argparse
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reliability"
+
+
+def add_arguments(reader: argparse.ArgumentParser) -> None:
+    """Add what every suite has: --seed and --record."""
+    reader.add_argument("--seed", type=int, default=None, help="repeat a run; drawn where not given")
+    reader.add_argument("--record", action="store_true", help="append the figures to docs/reliability")
+
+
+def record(name: str, document: dict[str, Any]) -> None:
+    """Append `document`, with the day, the commit and the command, to the file of `name`."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607 - the checkout's git
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
+    line = {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "command": command, **document}
+    with (FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    """Return every recorded run of `name`, oldest first."""
+    path = FOLDER / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
