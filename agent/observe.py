@@ -1,11 +1,13 @@
 """
-Polling the active jobs: new log lines, progress, the end, a refund announced. Silence is not failure.
+Polling the active jobs: new log lines, progress, the end, a refund announced. Silence is not failure: `core.evidence`.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
+from decimal import Decimal
 
+from agent.core import evidence
 from agent.core.decide import active_jobs
-from agent.core.errors import VendorError, VendorGarbled
+from agent.core.errors import VendorError, VendorGarbled, VendorRefused
 from agent.core.events import (
     Event,
     JobEnded,
@@ -22,6 +24,9 @@ from wire.vendor import JobStatus
 
 # Kept of one job's log; a vendor that talks for ever fills its own disk, not ours.
 LOG_LINES_MAX = 10_000
+
+# The vendor is there and knows no such job, or no longer.
+GONE = frozenset({404, 410})
 
 
 async def observe(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
@@ -50,15 +55,32 @@ async def _poll(turn: Turn, vendor: Vendor | None, job: Job) -> list[Event]:
     try:
         status = await turn.agent.vendors.job_status(vendor, job.vendor_job_id, job.cursor)
         return read_status(turn.run, job, status, turn.now)
+    except VendorRefused as error:
+        return await _refused(turn, vendor, job, error)
     except VendorError as error:
         return _missed(turn, job, str(error))
 
 
-def _missed(turn: Turn, job: Job, detail: str) -> list[Event]:
-    limits = turn.agent.limits
-    missed = JobMissed(at=turn.now, job_id=job.job_id, detail=detail)
-    since = job.missed_since or turn.now
-    if job.misses + 1 < limits.misses_max or turn.now < since + timedelta(seconds=limits.missed_s_max):
+async def _refused(turn: Turn, vendor: Vendor, job: Job, error: VendorRefused) -> list[Event]:
+    """Return what a 4xx means. A proxy says 404 of anything: what is gone is gone by its key as well."""
+    payment = next((payment for payment in turn.run.payments if payment.job_id == job.job_id), None)
+    if error.status not in GONE or payment is None:
+        return _missed(turn, job, str(error))
+    try:
+        found = await turn.agent.vendors.find(vendor, payment.payment_id)
+    except VendorError:
+        return _missed(turn, job, str(error))
+    if found is None or found.vendor_job_id != job.vendor_job_id:
+        return _missed(turn, job, f"no such job: {error}", gone=True)
+    if found.status in JOB_ENDS:
+        return _missed(turn, job, f"{found.status}, and no word of how: {error}")
+    return [_observed(turn.now, job, found.status, job.progress, job.cursor)]
+
+
+def _missed(turn: Turn, job: Job, detail: str, gone: bool = False) -> list[Event]:
+    missed = JobMissed(at=turn.now, job_id=job.job_id, detail=detail, gone=gone)
+    polls = evidence.noted(job.polls, "g" if gone else "x")
+    if evidence.verdict(polls, job.missed_since or turn.now, turn.now, turn.agent.limits) != "lost":
         return [missed]
     return [missed, JobEnded(at=turn.now, job_id=job.job_id, status="failed", error_message=f"job_lost: {detail}")]
 
@@ -93,18 +115,16 @@ def read_status(run: Run, job: Job, status: JobStatus, now: datetime) -> list[Ev
             )
         )
         return events
-    # A vendor that is already running does not go back to waiting.
-    waits = status.status == "submitted" and job.status != "running"
-    events.append(
-        JobObserved(
-            at=now,
-            job_id=job.job_id,
-            status="submitted" if waits else "running",
-            progress=status.progress,
-            cursor=status.cursor,
-        )
-    )
+    events.append(_observed(now, job, status.status, status.progress, status.cursor))
     return events
+
+
+def _observed(now: datetime, job: Job, status: str, progress: Decimal, cursor: str | None) -> JobObserved:
+    # A vendor that is already running does not go back to waiting.
+    waits = status == "submitted" and job.status != "running"
+    return JobObserved(
+        at=now, job_id=job.job_id, status="submitted" if waits else "running", progress=progress, cursor=cursor
+    )
 
 
 def _new_lines(job: Job, status: JobStatus) -> tuple[str, ...]:

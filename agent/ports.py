@@ -3,16 +3,22 @@ What the agent needs of the world. Edges implement these; tests run one contract
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from agent.core.answers import Declined as Declined
+from agent.core.answers import Submitted as Submitted
+from agent.core.answers import Unsettled as Unsettled
 from agent.core.dialects import Challenge
+from agent.core.limits import Limits as Limits
 from agent.core.model import Dialect, Entry, Notice, Outcome, Run, Standing, Vendor
+from agent.core.onchain import History
+from agent.core.onchain import TransferLog as TransferLog
 from agent.core.planning import Proposal, Question
 from agent.core.policy import Hold as Hold
 from agent.core.policy import SpendingPolicy
-from wire.vendor import ArtifactsReply, JobFound, JobStatus, OffersReply, Quote, QuoteRequest, SubmitReply
+from wire.vendor import ArtifactsReply, JobFound, JobStatus, OffersReply, Quote, QuoteRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +89,8 @@ class Store(Protocol):
 
         Returns the hold whose cap refused it, in which case nothing was written; None when saved.
         `cancel_requested_at` is never written here: only `request_cancel` sets it.
-        `refunds` are `transaction:log_index` keys, each counted once over all runs.
+        `refunds` are keys that count once over all runs: `transaction:log_index` of a refund, `vendor_id:vendor_job_id`
+        of a job that was taken up.
 
         Raises:
             StaleClaim: another tick has claimed the run since; nothing was written.
@@ -117,7 +124,7 @@ class Store(Protocol):
         """Record the wish (the first time it was made stands) and make the run due. Raises UnknownRun."""
 
     async def is_refund_taken(self, key: str) -> bool:
-        """Return whether `transaction:log_index` was counted, in this run or another."""
+        """Return whether a key of `save`'s `refunds` was counted, in this run or another."""
 
     async def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
         """Insert `vendor`, or with `replace` overwrite it; return whether anything was written."""
@@ -136,6 +143,9 @@ class Store(Protocol):
     async def settle_notice(self, notice_id: str, retry_s: int | None) -> None:
         """Forget a notice (`retry_s` None: it was told, or given up), or make it due again in `retry_s` seconds."""
 
+    async def take_turn(self, name: str, now: datetime, interval_s: int) -> bool:
+        """Return whether the work called `name` is the caller's to do: nobody began it in the last `interval_s`."""
+
     async def migrate(self) -> int:
         """Bring the store to this program's version, idempotently; return it. Raises StoreTooNew."""
 
@@ -152,29 +162,6 @@ class Planner(Protocol):
         """Return a wish; whatever goes wrong, a wish. `decide` checks it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """The vendor answered 200: the job, and the settlement it claims (None where it named none)."""
-
-    reply: SubmitReply
-    transaction: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unsettled:
-    """No final word: 202, 5xx, a timeout, garbage. The same bytes may be sent again."""
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Declined:
-    """A final no (402, 4xx). The chain decides whether money moved all the same."""
-
-    status: int
-    detail: str
-
-
 class VendorGateway(Protocol):
     """One vendor's API. Every method may raise VendorUnreachable, VendorGarbled or VendorRefused."""
 
@@ -187,6 +174,9 @@ class VendorGateway(Protocol):
         self, vendor: Vendor, request: str, payment_id: str, header: str, dialect: Dialect
     ) -> Submitted | Unsettled | Declined: ...
     async def find(self, vendor: Vendor, payment_id: str) -> JobFound | None: ...
+    async def live_jobs(self, vendor: Vendor) -> tuple[JobFound, ...]:
+        """Return the jobs that the vendor works on for us, each with the payment id that bought it, if it says so."""
+
     async def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus: ...
     async def cancel(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus: ...
     async def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply: ...
@@ -228,15 +218,6 @@ class Wallet(Protocol):
         """Return the 65-byte signature, 0x-hex. Raises WalletError."""
 
 
-@dataclass(frozen=True, slots=True)
-class TransferLog:
-    """One ERC-20 Transfer in a mined transaction."""
-
-    index: int
-    value_atomic: int
-    block: int
-
-
 class Chain(Protocol):
     """What the chain shows of one token. Every method may raise ChainUnavailable."""
 
@@ -258,7 +239,24 @@ class Chain(Protocol):
     async def transfers(self, transaction: str, sender: str, receiver: str) -> list[TransferLog]:
         """Return the token's Transfers from `sender` to `receiver` in a mined, successful transaction."""
 
-    async def balance(self, address: str) -> int: ...
+    async def cancellation(self, payer: str, nonce: str, from_block: int) -> str | None:
+        """Return the finalised transaction with AuthorizationCanceled(payer, nonce), None where there is none yet."""
+
+    async def balance(self, address: str, block: int | None = None) -> int:
+        """Return what `address` holds, in the newest block or in `block`, which a node may have forgotten."""
+
+    async def history(self, account: str, from_block: int, to_block: int) -> History:
+        """Return what `account` did in these blocks."""
+
+
+class Revoker(Protocol):
+    async def revoke(self, payer: str, nonce: str) -> str:
+        """
+        Ask the chain to cancel the payer's cheque; return the transaction, not yet mined.
+
+        Raises:
+            CannotRevoke: the chain will not. WalletError, ChainUnavailable.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,28 +279,10 @@ class Callbacks(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Durations in seconds. A job is lost after `misses_max` polls in a row failed over `missed_s_max`; it is cancelled
-    `overdue_s` after the hours that were paid for, and given up `missed_s_max` after that if the vendor goes on.
-    One tick fetches artifacts for `artifacts_s`, none above `artifact_bytes_max`."""
-
-    lease_s: int = 60
-    poll_interval_s: int = 5
-    attempts_max: int = 10
-    misses_max: int = 5
-    missed_s_max: int = 600
-    unserved_sends_max: int = 10
-    refund_wait_s: int = 60
-    refund_days_max: int = 7
-    overdue_s: int = 3_600
-    artifacts_s: int = 30
-    artifact_bytes_max: int = 1024**3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
     """
     What a use case is given. `wallet` is None where no key is configured: the agent then reads, never pays.
+    `revoker` is None where the wallet signs documents and cannot send transactions.
 
     `callback_base_url` is the address that vendors reach this control plane at, None where they cannot.
     """
@@ -314,7 +294,8 @@ class Agent:
     planner: Planner
     policy: SpendingPolicy
     wallet: Wallet | None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     webhooks: Webhooks | None = None
     callbacks: Callbacks | None = None
     callback_base_url: str | None = None
+    revoker: Revoker | None = None

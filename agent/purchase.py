@@ -30,8 +30,17 @@ from agent.core.events import (
     SubmissionUnanswered,
 )
 from agent.core.model import Job, JobState, Payment, Run, Vendor
-from agent.core.policy import Refusal, check_caps, check_hourly, check_quote, choose_challenge, holds_for, refusal_of
-from agent.ports import Agent, Submitted, Wallet
+from agent.core.policy import (
+    Refusal,
+    check_caps,
+    check_hourly,
+    check_quote,
+    check_terms,
+    choose_challenge,
+    holds_for,
+    refusal_of,
+)
+from agent.ports import Agent, Declined, Submitted, Wallet
 from agent.settle import settle
 from agent.turn import Turn
 from wire.control import callback_url
@@ -45,6 +54,7 @@ STARTED = "Job started"
 PENDING = "Payment pending"
 SUBMIT_FAILED = "Submit job failed"
 OVER_BUDGET = "Quote exceeds budget"
+REUSED = "the vendor names the job of another purchase"
 
 
 def wallet_of(agent: Agent) -> Wallet:
@@ -104,6 +114,7 @@ async def pay(turn: Turn, vendor: Vendor, job: Job) -> str:
     submit = SubmitRequest(
         vendor_job_template_id=job.template_id,
         job_params=job.job_params,
+        max_hours=job.hours,
         callback_url=None if base_url is None else callback_url(base_url, turn.run.run_id),
     )
     request = submit.to_json().decode()
@@ -121,7 +132,7 @@ async def pay(turn: Turn, vendor: Vendor, job: Job) -> str:
     payment = await _signed(turn, job, challenge, chosen, request, number)
 
     before = turn.run
-    turn.record(PaymentReserved(at=turn.now, payment=payment))
+    turn.record(PaymentReserved(at=turn.now, payment=payment, caps=agent.policy))
     holds = holds_for(agent.policy, payment.payer, vendor.vendor_id, amount_atomic, turn.now)
     refused = await turn.save(holds=holds, durable=True)
     if refused is not None:
@@ -140,18 +151,32 @@ async def send(turn: Turn, vendor: Vendor, payment: Payment) -> str:
     answer = await turn.agent.vendors.submit(
         vendor, payment.request, payment.payment_id, payment.header, payment.dialect
     )
-    if isinstance(answer, Submitted):
-        submitted = JobSubmitted(at=turn.now, job_id=payment.job_id, vendor_job_id=answer.reply.vendor_job_id)
-        turn.record(submitted)
-    else:
-        unanswered = SubmissionUnanswered(at=turn.now, payment_id=payment.payment_id, detail=answer.detail)
-        turn.record(unanswered)
-    await turn.save(durable=True)
+    detail = REUSED if isinstance(answer, Submitted) else answer.detail
+    if isinstance(answer, Declined) and (changed := check_terms(payment, answer.asks)):
+        # Its own code, which no vendor's word begins with, says whose fault it is if the cheque lapses.
+        detail = str(changed)
+    if not (isinstance(answer, Submitted) and await take_up(turn, payment, answer.reply.vendor_job_id)):
+        turn.record(SubmissionUnanswered(at=turn.now, payment_id=payment.payment_id, detail=detail))
+        await turn.save(durable=True)
 
     payment = find_payment(turn.run, payment.payment_id)
     settled = payment.status == "completed" or await settle(turn, payment)
     started = find_job(turn.run, payment.job_id).vendor_job_id is not None
     return STARTED if started and settled else PENDING
+
+
+async def take_up(turn: Turn, payment: Payment, vendor_job_id: str) -> bool:
+    """
+    Store that the vendor works on `payment`'s job as `vendor_job_id`; return False where it cannot be.
+
+    One job is sold once: what another purchase of any run bought is not this one's.
+    """
+    key = f"{payment.vendor_id}:{vendor_job_id}"
+    if await turn.agent.store.is_refund_taken(key):
+        return False
+    turn.record(JobSubmitted(at=turn.now, job_id=payment.job_id, vendor_job_id=vendor_job_id))
+    await turn.save(refunds=(key,), durable=True)
+    return True
 
 
 async def _signed(

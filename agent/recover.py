@@ -4,11 +4,11 @@ Before anything else a tick settles what earlier ticks left open: signed cheques
 
 from agent.core.apply import find_payment
 from agent.core.decide import active_jobs, stop_wanted
-from agent.core.errors import NoVendorSecret, VendorError
-from agent.core.events import JobEnded, JobSubmitted
+from agent.core.errors import NoVendorSecret, VendorError, VendorRefused
+from agent.core.events import JobEnded, SubmissionUnanswered
 from agent.core.model import Job, Payment, Vendor
 from agent.core.states import OPEN_PAYMENTS
-from agent.purchase import pay, send
+from agent.purchase import PENDING, pay, send, take_up
 from agent.settle import settle
 from agent.turn import Turn
 
@@ -33,22 +33,30 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
         await settle(turn, payment)
         payment = find_payment(turn.run, payment.payment_id)
     if payment.status == "failed":
-        return await _fail(turn, job, f"payment_refused: {payment.error_message}")
+        why = payment.error_message or ""
+        return await _fail(turn, job, why if why.startswith("terms_changed: ") else f"payment_refused: {why}")
     lapsed = turn.now.timestamp() > payment.valid_before_s
     if vendor is None:
         if payment.status == "completed" and lapsed:
             return await _fail(turn, job, "vendor_not_registered: it was paid, and can no longer be asked for the job")
         return "Active job missing vendor configuration"
-    if await _found(turn, vendor, job, payment):
-        return "Job started"
+    silence: str | None = None
+    try:
+        if await _found(turn, vendor, payment):
+            return "Job started"
+    except VendorRefused:
+        pass  # It keeps no list of its jobs, and can only be sent the same bytes.
+    except VendorError as error:
+        silence = f"{NoVendorSecret.refusal if isinstance(error, NoVendorSecret) else 'jobs'}: {error}"
     unserved = payment.status == "completed" and payment.sends >= turn.agent.limits.unserved_sends_max
     if unserved and lapsed:
         why = payment.error_message or ""
         return await _fail(turn, job, why if why.startswith(NoVendorSecret.refusal) else f"paid_not_served: {why}")
-    # A run that is to end does not offer its cheque again; what was paid for is asked for, to be cancelled.
-    wanted = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now) is None
+    # A run that is to end does not offer its cheque again, nor is a revoked one; what was paid for is asked for, to be
+    # cancelled.
+    wanted = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now) is None and payment.revoked_in is None
     if payment.status == "completed" or (wanted and turn.now.timestamp() < payment.valid_before_s):
-        return await send(turn, vendor, payment)
+        return await (send(turn, vendor, payment) if silence is None else _held_back(turn, payment, silence))
     return None
 
 
@@ -63,17 +71,17 @@ async def _resume(turn: Turn, vendor: Vendor | None, job: Job) -> str:
     return await pay(turn, vendor, job)
 
 
-async def _found(turn: Turn, vendor: Vendor, job: Job, payment: Payment) -> bool:
-    """Look the job up at the vendor by its key; take it up if it is there."""
-    try:
-        found = await turn.agent.vendors.find(vendor, payment.payment_id)
-    except VendorError:
-        return False
-    if found is None:
-        return False
-    turn.record(JobSubmitted(at=turn.now, job_id=job.job_id, vendor_job_id=found.vendor_job_id))
+async def _held_back(turn: Turn, payment: Payment, silence: str) -> str:
+    """Do not send: nobody can say whether the job is there already. A try all the same; the next tick asks again."""
+    turn.record(SubmissionUnanswered(at=turn.now, payment_id=payment.payment_id, detail=silence))
     await turn.save(durable=True)
-    return True
+    return PENDING
+
+
+async def _found(turn: Turn, vendor: Vendor, payment: Payment) -> bool:
+    """Look the job up at the vendor by its key; take it up if it is there. Raises VendorError."""
+    found = await turn.agent.vendors.find(vendor, payment.payment_id)
+    return found is not None and await take_up(turn, payment, found.vendor_job_id)
 
 
 async def _fail(turn: Turn, job: Job, why: str) -> str:

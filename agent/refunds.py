@@ -34,19 +34,28 @@ async def collect_refunds(turn: Turn, vendors: dict[str, Vendor]) -> bool:
     """Ask for what may still be announced, count what the chain shows by now; return whether any was counted."""
     for job, payment in refundable(turn):
         vendor = vendors.get(job.vendor_id)
-        if vendor is None or job.vendor_job_id is None or not _is_worth_asking(turn, job, payment):
+        if vendor is None or not _is_worth_asking(turn, job, payment):
             continue
         try:
-            status = await turn.agent.vendors.job_status(vendor, job.vendor_job_id, job.cursor)
+            vendor_job_id = job.vendor_job_id or await _started_late(turn, vendor, payment)
+            if vendor_job_id is None:
+                continue
+            status = await turn.agent.vendors.job_status(vendor, vendor_job_id, job.cursor)
         except VendorError:
             continue
-        if status.vendor_job_id == job.vendor_job_id and status.refund is not None:
+        if status.vendor_job_id == vendor_job_id and status.refund is not None:
             said = read_refund(turn.run, job, status.refund, turn.now)
             # Nonsense was told of once, when the job ended.
             turn.record(*(event for event in said if isinstance(event, RefundAnnounced)))
     if turn.unsaved:
         await turn.save()
     return await _settle(turn)
+
+
+async def _started_late(turn: Turn, vendor: Vendor, payment: Payment) -> str | None:
+    """Return the vendor's job that was paid for, given up because nobody heard of it, and is there after all."""
+    found = await turn.agent.vendors.find(vendor, payment.payment_id)
+    return None if found is None else found.vendor_job_id
 
 
 def _is_worth_asking(turn: Turn, job: Job, payment: Payment) -> bool:

@@ -18,24 +18,29 @@ async def settle(turn: Turn, payment: Payment) -> bool:
     Record and store the outcome of `payment` if the chain shows one; return whether it does.
 
     Paid: the nonce is used, and the transaction that used it moved the amount to the payee.
-    Never paid: finalised time is past the cheque's last second and the nonce is unused there.
+    Never paid: the cheque was cancelled in a finalised block, or finalised time is past its last second and the nonce
+    is unused there. Our own clock proves nothing, nor does a block that may be reorganised.
     """
     chain = turn.agent.chain
     if await chain.is_nonce_used(payment.payer, payment.nonce):
         start = max(0, payment.from_block - HEAD_MARGIN_BLOCKS)
         transaction = await chain.settlement(payment.payer, payment.nonce, payment.pay_to, payment.amount_atomic, start)
         if transaction is None:
-            return False
+            cancelled = await chain.cancellation(payment.payer, payment.nonce, start)
+            return cancelled is not None and await _void(turn, payment, f"the cheque was cancelled in {cancelled}")
         turn.record(PaymentSettled(at=turn.now, payment_id=payment.payment_id, transaction=transaction))
         await turn.save(durable=True)
         return True
     lapsed = await chain.finalized_time_s() > payment.valid_before_s
     if lapsed and not await chain.is_nonce_used_finalized(payment.payer, payment.nonce):
-        detail = payment.error_message or "the cheque lapsed unused"
-        turn.record(PaymentVoided(at=turn.now, payment_id=payment.payment_id, detail=detail))
-        await turn.save(holds=_given_back(turn, payment), durable=True)
-        return True
+        return await _void(turn, payment, payment.error_message or "the cheque lapsed unused")
     return False
+
+
+async def _void(turn: Turn, payment: Payment, detail: str) -> bool:
+    turn.record(PaymentVoided(at=turn.now, payment_id=payment.payment_id, detail=detail))
+    await turn.save(holds=_given_back(turn, payment), durable=True)
+    return True
 
 
 def _given_back(turn: Turn, payment: Payment) -> tuple[Hold, Hold]:

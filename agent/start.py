@@ -12,26 +12,29 @@ from wire.control import JobRequest, StartRequest
 from wire.money import to_atomic
 
 
-async def start(agent: Agent, request: StartRequest, key: str | None = None) -> Run:
+async def start(agent: Agent, request: StartRequest, key: str | None = None, *, run_id: str | None = None) -> Run:
     """
     Store and return a new run; with a `key` used before for the same request, the run it began.
+
+    Args:
+        run_id: the new run's; drawn where it is not given.
 
     Raises:
         MoneyError: the budget or the hourly maximum is no amount of the asset.
         KeyConflict: `key` began a run with another request.
     """
-    run = new_run(agent, request, await agent.store.now())
+    run = new_run(agent, request, await agent.store.now(), run_id)
     started, entries = log.record(run, [RunStarted(at=run.created_at, run=run)])
     fingerprint = hashlib.sha256(request.to_json()).hexdigest()
     return await agent.store.insert_run(started, entries, key, fingerprint)
 
 
-def new_run(agent: Agent, request: StartRequest, now: datetime) -> Run:
+def new_run(agent: Agent, request: StartRequest, now: datetime, run_id: str | None = None) -> Run:
     """Return the run that `request` asks for, not stored. Raises MoneyError."""
     asset = agent.policy.asset
     cap = request.max_price_per_hour
     return Run(
-        run_id=f"run_{uuid.uuid4().hex}",
+        run_id=run_id or f"run_{uuid.uuid4().hex}",
         user_id=request.user_id,
         goal=request.goal,
         asset=asset,

@@ -1,10 +1,15 @@
 """Reading: one run with its newest observations, a kept file, many runs, and a run's whole log replayed."""
 
-from agent.core.errors import UnknownArtifact
+from dataclasses import replace
+
+from agent.core.errors import UnknownArtifact, UnknownRun
+from agent.core.events import RunStarted, event_document
+from agent.core.explain import Paragraph, explain
 from agent.core.model import OBSERVATION_TYPES, Artifact, Run
 from agent.core.replay import Replayed, replay
 from agent.core.views import status_reply
 from agent.ports import Agent, Page
+from wire import decimal_json
 from wire.control import StatusReply
 
 OBSERVATIONS_MAX = 50
@@ -38,3 +43,21 @@ async def runs(agent: Agent, state: str | None = None, cursor: str | None = None
 async def replayed(agent: Agent, run_id: str) -> tuple[Run, Replayed]:
     """Return the run as stored and as its log folds to. Raises UnknownRun."""
     return await agent.store.read_run(run_id), replay(await agent.store.read_log(run_id))
+
+
+def is_same(stored: Run, folded: Run) -> bool:
+    """Return whether two runs are one to the bit, but for what the store keeps beside the log."""
+    return _bits(stored) == _bits(folded)
+
+
+def _bits(run: Run) -> bytes:
+    bare = replace(run, next_tick_at=None, cancel_requested_at=None)
+    return decimal_json.dumps(event_document(RunStarted(at=bare.created_at, run=bare)), sort_keys=True)
+
+
+async def explained(agent: Agent, run_id: str) -> tuple[Paragraph, ...]:
+    """Return why the run did what it did, from its log. Raises UnknownRun."""
+    entries = await agent.store.read_log(run_id)
+    if not entries:
+        raise UnknownRun(f"there is no run {run_id}")
+    return explain(entries)

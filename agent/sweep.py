@@ -1,6 +1,6 @@
 """
-The sweep: tick every run that is due, and count late refunds of runs that have ended. Cron calls it, or a server that
-drives runs by itself.
+The sweep: tick every run that is due, count late refunds of runs that have ended, and every few minutes cancel jobs
+that nobody wants. Cron calls it, or a server that drives runs by itself.
 """
 
 import asyncio
@@ -8,11 +8,14 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 
 from agent.core.errors import AgentError, RunBusy, RunFinished
 from agent.notify import notify
+from agent.orphans import Orphans, cancel_orphans
 from agent.ports import Agent
 from agent.tick import tick, watch_refunds
+from wire.control import OrphansDocument, SweepReply, SweptDocument
 
 RUNS_PER_SWEEP_MAX = 100
 # Ticks wait for vendors and the chain most of the time; more at once would crowd the store.
@@ -36,10 +39,32 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What one sweep did; `more`: due runs or notices were left for the next."""
+    """
+    What one sweep did; `more`: due runs or notices were left for the next.
+
+    `orphans` is None where vendors were asked for jobs that nobody wants not long ago, by this process or another.
+    """
 
     swept: tuple[Swept, ...]
     more: bool
+    orphans: Orphans | None = None
+
+
+def sweep_reply(done: Sweep) -> SweepReply:
+    """Return what a sweep did as it is told outside."""
+    found = done.orphans or Orphans()
+    seconds = sum(orphan.orphan_s for orphan in found.cancelled)
+    orphans = OrphansDocument(
+        cancelled=len(found.cancelled),
+        minutes=(Decimal(round(seconds)) / 60).quantize(Decimal("0.1")),
+        left=found.left,
+        unknown=found.unknown,
+    )
+    return SweepReply(
+        swept=tuple(SweptDocument(run_id=one.run_id, message=one.message) for one in done.swept),
+        more=done.more,
+        orphans=None if found == Orphans() else orphans,
+    )
 
 
 async def sweep(
@@ -74,12 +99,29 @@ async def sweep(
         while not is_over() and (run_id := next(waiting, None)) is not None:
             swept.append(Swept(run_id, await _served(agent, run_id, now)))
 
+    # Beside the ticks: neither do many due runs keep orphans alive, nor does a slow vendor hold up the ticks.
     async with asyncio.TaskGroup() as group:
+        tended = group.create_task(_tend(agent, now, until)) if not is_over() else None
         for _ in range(TICKS_AT_ONCE):
             group.create_task(serve())
     while (untold := await notify(agent)) and not is_over():
         continue
-    return Sweep(tuple(swept), more=untold or len(swept) < len(due))
+    orphans = tended.result() if tended is not None else None
+    return Sweep(tuple(swept), more=untold or len(swept) < len(due), orphans=orphans)
+
+
+async def _tend(agent: Agent, now: datetime, until: float | None) -> Orphans | None:
+    """Cancel orphans, where it is this sweep's turn; what cannot be done now is the next round's."""
+    try:
+        if not await agent.store.take_turn("orphans", now, agent.limits.orphans_interval_s):
+            return None
+        async with asyncio.timeout(None if until is None else max(0.0, until - time.monotonic())):
+            return await cancel_orphans(agent)
+    except (TimeoutError, AgentError) as error:
+        logger.warning("orphans were not all looked for: %s", str(error) or "out of time")
+    except Exception:
+        logger.exception("a bug in the search for orphans")
+    return None
 
 
 async def _served(agent: Agent, run_id: str, now: datetime) -> str:
@@ -109,7 +151,9 @@ async def drive(agent: Agent, stop: asyncio.Event) -> None:
             done = await sweep(agent, stop=stop)
         except Exception as error:
             wait_s = min(wait_s * 2, TROUBLE_WAIT_S)
-            logger.warning("no sweep, again in %d s: %s", wait_s, error, exc_info=not isinstance(error, AgentError))
+            # None, not False: what writes the log as JSON takes False for an exception's parts.
+            bug = None if isinstance(error, AgentError) else error
+            logger.warning("no sweep, again in %d s: %s", wait_s, error, exc_info=bug)
         else:
             for one in done.swept:
                 logger.info("ticked", extra={"run": one.run_id, "tick": one.message})

@@ -210,7 +210,8 @@ def _next_tick_at(turn: Turn, message: str, action: Action | None = None) -> dat
     `action` is what became of a planner's wish; where it is to wait and no job runs, nothing happens until then.
     """
     run, limits = turn.run, turn.agent.limits
-    if run.status not in RUN_ENDS:
+    # An end that could not be stored may not have happened: somebody has to come and look.
+    if run.status not in RUN_ENDS or turn.unsaved:
         if message in _AT_ONCE:
             return turn.now
         if not isinstance(action, Wait) or active_jobs(run) or open_artifacts(run):

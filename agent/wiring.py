@@ -13,6 +13,7 @@ from agent.edges.chain_evm import EvmChain
 from agent.edges.planner_ab import AbPlanner
 from agent.edges.planner_bandit import BanditPlanner
 from agent.edges.planner_stub import StubPlanner
+from agent.edges.revoker_evm import EvmRevoker
 from agent.edges.vendor_http import HttpVendors
 from agent.edges.wallet_cdp import Authorize, CdpWallet, cdp_authorize
 from agent.edges.wallet_evm import (
@@ -23,7 +24,7 @@ from agent.edges.wallet_evm import (
     write_secret,
 )
 from agent.edges.webhooks_http import HttpWebhooks, SignedCallbacks
-from agent.ports import Agent, ArtifactStore, Limits, Planner, Store, Wallet, Webhooks
+from agent.ports import Agent, ArtifactStore, Limits, Planner, Revoker, Store, Wallet, Webhooks
 from chain.rpc import Rpc
 from chain.token import TokenReader
 from outbound.http import HttpClient
@@ -141,6 +142,13 @@ def token_reader(settings: AgentSettings, http: HttpClient) -> TokenReader:
     return TokenReader(Rpc(settings.rpc_url, http), ASSETS[settings.network])
 
 
+def open_revoker(settings: AgentSettings, wallet: Wallet | None, http: HttpClient) -> Revoker | None:
+    """Return what cancels cheques on the chain, None where the wallet's key does not sign transactions here."""
+    if not isinstance(wallet, EvmWallet):
+        return None
+    return EvmRevoker(wallet, Rpc(settings.rpc_url, http), ASSETS[settings.network])
+
+
 def open_webhooks(settings: AgentSettings, http: HttpClient) -> Webhooks | None:
     """Return the receiver of webhooks, None where none is configured."""
     if settings.webhook_url is None:
@@ -183,6 +191,7 @@ def open_agent(settings: AgentSettings, http: HttpClient | None = None) -> Agent
         http: what calls vendors and the chain instead of the network.
     """
     http = http or HttpClient()
+    wallet = open_wallet(settings, http)
     return Agent(
         store=open_store(settings),
         artifacts=open_artifacts(settings),
@@ -190,7 +199,7 @@ def open_agent(settings: AgentSettings, http: HttpClient | None = None) -> Agent
         chain=EvmChain(token_reader(settings, http)),
         planner=open_planner(settings, http),
         policy=spending_policy(settings),
-        wallet=open_wallet(settings, http),
+        wallet=wallet,
         limits=Limits(
             lease_s=settings.lease_s,
             poll_interval_s=settings.poll_interval_s,
@@ -202,4 +211,5 @@ def open_agent(settings: AgentSettings, http: HttpClient | None = None) -> Agent
         webhooks=open_webhooks(settings, http),
         callbacks=SignedCallbacks(settings.vendor_secrets.get_secret_value()),
         callback_base_url=settings.callback_url,
+        revoker=open_revoker(settings, wallet, http),
     )

@@ -15,10 +15,10 @@ from mangum import Mangum
 from agent.core.errors import RunBusy, RunFinished, UnknownRun
 from agent.notify import notify
 from agent.ports import Agent
-from agent.sweep import TICK_ROOM_S, sweep
+from agent.sweep import TICK_ROOM_S, sweep, sweep_reply
 from agent.tick import tick
 from api.app import app
-from wire.control import RunIdRequest, SweepReply, SweptDocument
+from wire.control import RunIdRequest
 
 logger = logging.getLogger("livery.aws")
 
@@ -43,9 +43,7 @@ def handler(event: Any, context: Any) -> Any:
 
 
 async def _sweep(context: Any) -> dict[str, Any]:
-    done = await sweep(_agent(), seconds_left=_seconds_left(context))
-    swept = tuple(SweptDocument(run_id=one.run_id, message=one.message) for one in done.swept)
-    return SweepReply(swept=swept, more=done.more).document()
+    return sweep_reply(await sweep(_agent(), seconds_left=_seconds_left(context))).document()
 
 
 async def _batch(messages: Sequence[Message], context: Any) -> dict[str, list[dict[str, str]]]:

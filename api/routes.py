@@ -12,7 +12,7 @@ from agent.notify import notify
 from agent.ports import Agent
 from agent.start import start
 from agent.status import runs, status
-from agent.sweep import RUNS_PER_SWEEP_MAX, sweep
+from agent.sweep import RUNS_PER_SWEEP_MAX, sweep, sweep_reply
 from agent.tick import tick
 from api.config import ApiSettings
 from inbound import streaming
@@ -26,7 +26,6 @@ from wire.control import (
     StartRequest,
     StatusReply,
     SweepReply,
-    SweptDocument,
     TickReply,
     TickRequest,
 )
@@ -114,8 +113,7 @@ async def health(agent: TheAgent) -> JsonReply:
 
 async def _swept(request: Request, agent: Agent, limit: int) -> JsonReply:
     done = await sweep(agent, limit=limit, seconds_left=seconds_left(request))
-    swept = tuple(SweptDocument(run_id=one.run_id, message=one.message) for one in done.swept)
-    return JsonReply(SweepReply(swept=swept, more=done.more), headers={"cache-control": "no-store"})
+    return JsonReply(sweep_reply(done), headers={"cache-control": "no-store"})
 
 
 def seconds_left(request: Request) -> float | None:

@@ -117,12 +117,10 @@ async def _settle(desk: Desk, lease: Lease, taking: Taking, refuse: Refuse, *, a
             outcome = await desk.facilitator.settle(taking.payload, _asked(desk, taking))
         except FacilitatorUnavailable as error:
             silent = _unknown(error)
-        match outcome:
-            case Settled():
-                return await _book(desk, lease, taking, outcome.transaction)
-            case Pending() if outcome.transaction is not None:
-                taking = replace(taking, transaction=outcome.transaction)
-                await desk.till.save(taking, lease)
+        # A yes is not believed either: it may be of another payment, or of none. The chain says what is ours.
+        if isinstance(outcome, Settled | Pending) and outcome.transaction is not None:
+            taking = replace(taking, transaction=outcome.transaction)
+            await desk.till.save(taking, lease)
         found = await settlement_of(desk, taking)
         if found is not None:
             return await _book(desk, lease, taking, found)

@@ -16,11 +16,13 @@ SELECTORS = {
     "authorizationState(address,bytes32)": "0xe94a0102",
     "transfer(address,uint256)": "0xa9059cbb",
     "mint(address,uint256)": "0x40c10f19",
+    "cancelAuthorization(address,bytes32,uint8,bytes32,bytes32)": "0x5a049a70",
 }
 # keccak256 of each event's signature.
 TOPICS = {
     "Transfer(address,address,uint256)": "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef",
     "AuthorizationUsed(address,bytes32)": "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5",
+    "AuthorizationCanceled(address,bytes32)": "0x1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81",
 }
 
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")

@@ -24,6 +24,37 @@ POLL_S_MIN = 0.05
 POLL_S_MAX = 1.0
 
 
+async def draft(rpc: Rpc, asset: Asset, sender: str, data: str, account_nonce: int) -> dict[str, Any]:
+    """
+    Return the fields of a call of the token by `sender`, to be signed; nothing is sent.
+
+    Raises:
+        RpcRefused: the call would fail, as the node reckons now.
+    """
+    await rpc.call("eth_call", {"from": sender, "to": asset.address, "data": data}, "latest")
+    block: Any = await rpc.call("eth_getBlockByNumber", "latest", False)
+    if not isinstance(block, dict):
+        raise RpcUnavailable("the node knows no newest block")
+    base, tip = quantity(block.get("baseFeePerGas")), quantity(await rpc.call("eth_maxPriorityFeePerGas"))
+    return {
+        "chainId": asset.chain_id,
+        "type": 2,
+        "nonce": account_nonce,
+        "to": asset.address,
+        "data": data,
+        "value": 0,
+        "gas": GAS,
+        # Stays valid while the base fee doubles; what is not needed is not charged.
+        "maxFeePerGas": 2 * base + tip,
+        "maxPriorityFeePerGas": tip,
+    }
+
+
+async def next_account_nonce(rpc: Rpc, account: str) -> int:
+    """Return the number that the account's next transaction bears, pending ones counted."""
+    return quantity(await rpc.call("eth_getTransactionCount", account, "pending"))
+
+
 @dataclass(frozen=True, slots=True)
 class SignedTransfer:
     """A signed transaction: its hash, 0x-hex, the bytes to broadcast, 0x-hex, and the account nonce it bears."""
@@ -47,7 +78,7 @@ class TokenSender:
 
     async def account_nonce(self) -> int:
         """Return the number that the account's next transaction bears, pending ones counted."""
-        return quantity(await self.rpc.call("eth_getTransactionCount", self.address, "pending"))
+        return await next_account_nonce(self.rpc, self.address)
 
     async def prepare(self, to: str, value_atomic: int, account_nonce: int) -> SignedTransfer:
         """
@@ -58,22 +89,8 @@ class TokenSender:
         Raises:
             RpcRefused: the transfer would fail (too little of the token), as the node reckons now.
         """
-        call = {"from": self.address, "to": self.asset.address}
-        call["data"] = call_data("transfer(address,uint256)", to, value_atomic)
-        await self.rpc.call("eth_call", call, "latest")
-        base, tip = await self._fees()
-        fields: dict[str, Any] = {
-            "chainId": self.asset.chain_id,
-            "type": 2,
-            "nonce": account_nonce,
-            "to": self.asset.address,
-            "data": call["data"],
-            "value": 0,
-            "gas": GAS,
-            # Stays valid while the base fee doubles; what is not needed is not charged.
-            "maxFeePerGas": 2 * base + tip,
-            "maxPriorityFeePerGas": tip,
-        }
+        data = call_data("transfer(address,uint256)", to, value_atomic)
+        fields = await draft(self.rpc, self.asset, self.address, data, account_nonce)
         signed = self._account().sign_transaction(fields)
         return SignedTransfer(signed.hash.to_0x_hex(), signed.raw_transaction.to_0x_hex(), account_nonce)
 
@@ -126,12 +143,6 @@ class TokenSender:
         if used <= transfer.account_nonce:
             return False
         return await self.rpc.call("eth_getTransactionReceipt", transfer.transaction) is None
-
-    async def _fees(self) -> tuple[int, int]:
-        block: Any = await self.rpc.call("eth_getBlockByNumber", "latest", False)
-        if not isinstance(block, dict):
-            raise RpcUnavailable("the node knows no newest block")
-        return quantity(block.get("baseFeePerGas")), quantity(await self.rpc.call("eth_maxPriorityFeePerGas"))
 
     def _account(self) -> "LocalAccount":
         from eth_account import Account

@@ -5,6 +5,7 @@ A settlement is believed only when AuthorizationUsed is followed at once by its 
 the same transaction proves nothing: a payer could settle two cheques in it and show either job the same Transfer.
 """
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,19 +70,36 @@ class TokenReader:
         None as well where the nonce was used for another payee or value, or cancelled.
         """
         topics = [TOPICS["AuthorizationUsed(address,bytes32)"], word(payer), word(nonce)]
-        head = await self.head()
-        for start in range(from_block, head + 1, self._log_window_blocks):
-            window = {"fromBlock": hex(start), "toBlock": hex(min(start + self._log_window_blocks - 1, head))}
-            logs = await self._rpc.call("eth_getLogs", {"address": self.asset.address, "topics": topics, **window})
-            for used in _list(logs):
-                if not has_topics(used, self.asset.address, topics):
-                    continue
-                transaction = transaction_hash(used.get("transactionHash"))
-                place = quantity(used.get("logIndex")) + 1
-                moved = await self.transfers(transaction, payer, pay_to)
-                if any((log.index, log.value_atomic) == (place, value_atomic) for log in moved):
-                    return transaction
+        async for used in self.logs(topics, from_block, await self.head()):
+            if not has_topics(used, self.asset.address, topics):
+                continue
+            transaction = transaction_hash(used.get("transactionHash"))
+            place = quantity(used.get("logIndex")) + 1
+            moved = await self.transfers(transaction, payer, pay_to)
+            if any((log.index, log.value_atomic) == (place, value_atomic) for log in moved):
+                return transaction
         return None
+
+    async def cancellation(self, payer: str, nonce: str, from_block: int) -> str | None:
+        """
+        Return the finalised transaction that cancelled this authorization, None where there is none, or none yet.
+
+        A cancellation in a newer block may be reorganised away, and the cheque settled in its place.
+        """
+        topics = [TOPICS["AuthorizationCanceled(address,bytes32)"], word(payer), word(nonce)]
+        last = quantity((await self._finalized()).get("number"))
+        async for cancelled in self.logs(topics, from_block, last):
+            if has_topics(cancelled, self.asset.address, topics) and quantity(cancelled.get("blockNumber")) <= last:
+                return transaction_hash(cancelled.get("transactionHash"))
+        return None
+
+    async def logs(self, topics: Sequence[Any], from_block: int, to_block: int) -> AsyncIterator[Any]:
+        """Yield the token's logs of `topics` (JSON-RPC's filter) as the node sends them: the reader checks each."""
+        for start in range(from_block, to_block + 1, self._log_window_blocks):
+            window = {"fromBlock": hex(start), "toBlock": hex(min(start + self._log_window_blocks - 1, to_block))}
+            question = {"address": self.asset.address, "topics": list(topics), **window}
+            for log in _list(await self._rpc.call("eth_getLogs", question)):
+                yield log
 
     async def transfers(self, transaction: str, sender: str, receiver: str) -> list[TransferLog]:
         """
@@ -103,9 +121,10 @@ class TokenReader:
             raise RpcUnavailable("the node's receipt names one block and its logs another")
         return [TransferLog(quantity(log.get("logIndex")), quantity(log.get("data")), block) for log in logs]
 
-    async def balance(self, address: str) -> int:
-        """Return what `address` holds of the token, atomic."""
-        return quantity(await self._view(call_data("balanceOf(address)", address), "latest"))
+    async def balance(self, address: str, block: int | None = None) -> int:
+        """Return what `address` holds of the token, atomic, in the newest block or in `block`."""
+        at = "latest" if block is None else hex(block)
+        return quantity(await self._view(call_data("balanceOf(address)", address), at))
 
     async def native_balance(self, address: str) -> int:
         """Return what `address` holds of the chain's own coin, in wei."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli import artifacts, bench, chain, db, demo, run, seed, serve, vendors, wallet
+from cli import accounts, artifacts, audit, bench, chain, db, demo, run, seed, serve, sim, vendors, wallet
 from livery import __version__
 
 app = typer.Typer(
@@ -27,6 +27,10 @@ def livery(
 
 
 run.app.command("artifacts")(artifacts.artifacts)
+run.app.command("replay")(accounts.replay)
+run.app.command("explain")(accounts.explain)
+run.app.command("release")(accounts.release)
+app.command("audit")(audit.audit)
 app.command("demo")(demo.demo)
 app.command("up")(serve.up)
 app.command("serve")(serve.serve)
@@ -38,6 +42,7 @@ app.command("mock-vendor", hidden=True)(serve.vendor_mock)
 for branch in (run.app, vendors.app, wallet.app, chain.app, db.app, seed.app):
     app.add_typer(branch)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench.bench)
+app.command("sim")(sim.sim)
 
 
 def main() -> None:

@@ -49,23 +49,85 @@ async def tick_due() -> list[dict[str, str]]:
 
 async def replay(run_id: str | None) -> dict[str, Any]:
     """Fold the log of a run (None: the newest) again and hold it against the stored run. Raises UnknownRun."""
-    from agent.status import replayed
+    from agent.status import is_same, replayed
 
     named = run_id or await _newest()
     stored, again = await with_agent(lambda agent: replayed(agent, named))
-    same = (stored.status, stored.budget, stored.jobs, stored.payments) == (
-        again.run.status,
-        again.run.budget,
-        again.run.jobs,
-        again.run.payments,
-    )
+    differences = [
+        {"seq": one.seq, "recorded": str(one.recorded), "decided": str(one.decided)} for one in again.differences
+    ]
+    same = is_same(stored, again.run)
     return {
         "runId": named,
         "entries": again.run.log.seq,
         "brokenAt": again.broken_at,
-        "differences": [difference.seq for difference in again.differences],
+        "differences": differences,
+        "sameRun": same,
         "repeats": same and again.broken_at is None and not again.differences,
     }
+
+
+async def explain(run_id: str | None) -> dict[str, Any]:
+    """Return the story of a run (None: the newest), paragraph by paragraph. Raises UnknownRun."""
+    from agent.status import explained
+
+    named = run_id or await _newest()
+    told = await with_agent(lambda agent: explained(agent, named))
+    return {
+        "runId": named,
+        "paragraphs": [{"at": one.at.isoformat(), "title": one.title, "sentences": one.sentences} for one in told],
+    }
+
+
+async def release(run_id: str) -> list[dict[str, Any]]:
+    """Cancel the open cheques of a run on the chain; return what is known of each. Raises UnknownRun, CannotRevoke."""
+    from agent.release import release as released
+
+    async def ask(agent: Agent) -> list[dict[str, Any]]:
+        return [
+            {
+                "paymentId": one.payment.payment_id,
+                "vendorId": one.payment.vendor_id,
+                "amount": to_decimal(one.payment.amount_atomic, agent.policy.asset),
+                "currency": agent.policy.asset.symbol,
+                "outcome": one.outcome,
+                "transaction": one.payment.transaction or one.payment.revoked_in,
+            }
+            for one in await released(agent, run_id)
+        ]
+
+    return await with_agent(ask)
+
+
+async def audit(run_id: str | None) -> dict[str, Any]:
+    """Return how the books (one run's, or all) differ from the chain and the vendors. Raises UnknownRun."""
+    from agent.audit import audit as audited
+
+    async def read(agent: Agent) -> dict[str, Any]:
+        report, asset = await audited(agent, run_id), agent.policy.asset
+        return {
+            "runs": report.runs,
+            "payments": report.payments,
+            "spent": to_decimal(report.spent_atomic, asset),
+            "currency": asset.symbol,
+            "agrees": not report.differences and not report.unchecked,
+            "differences": [
+                {
+                    "code": one.code,
+                    "runId": one.run_id or None,
+                    "subject": one.subject,
+                    "books": one.books,
+                    "world": one.world,
+                    "by": None if one.by_atomic is None else to_decimal(one.by_atomic, asset),
+                }
+                for one in report.differences
+            ],
+            "unchecked": [
+                {"runId": one.run_id or None, "subject": one.subject, "why": one.why} for one in report.unchecked
+            ],
+        }
+
+    return await with_agent(read)
 
 
 async def _newest() -> str:

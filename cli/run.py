@@ -1,4 +1,4 @@
-"""`livery run`: start, tick, watch, status, list, cancel, replay."""
+"""`livery run`: start, tick, watch, status, list, cancel. What it did and why is `cli.accounts`'."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -232,16 +232,6 @@ def cancel(run_id: RunId, url: Url = None, here: Local = False, as_json: Json = 
         lambda: f"{asked.id} is to be cancelled; carry it out with `livery run watch {asked.id}`",
         as_json=as_json,
     )
-
-
-@app.command("replay")
-def replay(run_id: OrNewest = None, as_json: Json = False) -> None:
-    """Fold a run's log again (this environment's store): the same run and decisions, or where they differ."""
-    report = run(local.replay(run_id), as_json=as_json)
-    verdict = "all of them repeat" if report["repeats"] else f"they do not repeat: {report}"
-    show(report, lambda: f"{report['entries']} entries, {verdict}", as_json=as_json)
-    if not report["repeats"]:
-        raise typer.Exit(1)
 
 
 async def _watch(client: Client, run_id: str, interval_s: float, as_json: bool) -> None:

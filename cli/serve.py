@@ -53,6 +53,11 @@ def vendor_mock(host: Host = None, port: Port = None) -> None:
     """
     Serve GPU vendors that are not real, for developers. Needs GPU_VENDOR_SECRET.
 
+    Faults are scripted per vendor in the file that LIVERY_VENDOR_MOCK_VENDORS_FILE names: failAtEpoch,
+    timeoutsAfterSettling, priceFactor, amountAtomic, payTo, asset, network, honestAsks, reuseJobIds, noArtifacts,
+    falseRefunds, attacks, errors, errorShare, slowSeconds, answerHtml, headerBytes, lieAboutProgress
+    (docs/vendor-api.md).
+
     Example: GPU_VENDOR_SECRET=s livery vendor-mock --port 4001
     """
     from vendor_mock.app import create_app
@@ -77,16 +82,34 @@ def vendor_mock(host: Host = None, port: Port = None) -> None:
     _serve(app, host or settings.host, port, settings.port, settings.port_is_chosen, "vendor mock", 3)
 
 
-def facilitator(host: Host = None, port: Port = None) -> None:
-    """Serve the official x402 facilitator over a local chain, for developers."""
+def facilitator(
+    host: Host = None,
+    port: Port = None,
+    fault: Annotated[str | None, typer.Option("--fault", help="What it does wrong; LIVERY_FACILITATOR_FAULT.")] = None,
+) -> None:
+    """
+    Serve the official x402 facilitator over a local chain, for developers.
+
+    Faults: settle_then_hang, settle_then_502, settle_late (28 s), wrong_hash settle the payment and do not say so
+    rightly; never_settle, made_up_hash, replayed_receipt settle nothing; refuse_twice calls it invalid twice.
+
+    Example: livery facilitator --fault settle_then_502
+    """
     from chain.devchain import dev_account
     from vendor_mock.config import FacilitatorSettings
     from vendor_mock.facilitator import create_facilitator
+    from vendor_mock.hostile import HostileFacilitator
     from wire.money import BASE_SEPOLIA_USDC
 
-    settings = FacilitatorSettings()
+    try:
+        settings = FacilitatorSettings.model_validate({} if fault is None else {"fault": fault})
+    except ValidationError as error:
+        fail(first_error(error))
     key = settings.private_key.get_secret_value() if settings.private_key else dev_account(9).key
-    app = create_facilitator(settings.rpc_url, key, BASE_SEPOLIA_USDC.network)
+    honest = create_facilitator(settings.rpc_url, key, BASE_SEPOLIA_USDC.network)
+    app = HostileFacilitator(honest, settings.fault) if settings.fault is not None else honest
+    if settings.fault is not None:
+        err.print(f"it does wrong on purpose: {settings.fault}")
     _serve(app, host or settings.host, port, settings.port, "port" in settings.model_fields_set, "facilitator", 3)
 
 
@@ -184,7 +207,7 @@ def _up(folder: Path) -> None:
         run(with_agent(lambda agent: seed_vendors(agent.store, agent.policy.asset, sold_at, replace=True), settings))
         rows = [
             ("control plane", plane),
-            ("vendors", sold_at),
+            ("vendors", f"{sold_at}, GPU_VENDOR_SECRET={secret}"),
             ("facilitator", paid_by),
             ("chain", f"{chain.url} (id {BASE_SEPOLIA_USDC.chain_id})"),
             ("wallet", f"{address}, 100 test USDC, {settings.keystore_path}"),

@@ -7,8 +7,10 @@ so each loop has its own, made at its first use and closed when the loop ends.
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -19,6 +21,7 @@ from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
+    AutoReconnect,
     BulkWriteError,
     DocumentTooLarge,
     InvalidOperation,
@@ -39,6 +42,9 @@ Session = AsyncClientSession
 
 # A transaction that keeps meeting others is given up after this; the driver's own patience is 120 s.
 TRANSACTION_S_MAX = 8.0
+# What comes on top to tell the server that what was written is given up. Untold it keeps the locks of it for a minute,
+# in everybody's way.
+ABORT_S_MAX = 1.0
 
 # What a URL may say otherwise. One instance of a function serves one request at a time, so its pool is small.
 # `timeoutMS` is the patience of one operation, finding a server included: a server that is away is reported
@@ -52,11 +58,18 @@ _OPTIONS: dict[str, Any] = {
     "timeoutMS": 5_000,
     "retryWrites": True,
     "retryReads": True,
-    "w": "majority",
 }
 
+# Not for a URL to say: what one server alone acknowledged, or alone has read, a fail-over takes back. A lease that
+# is taken back would be given again under the same fencing token.
 _ACKNOWLEDGED = WriteConcern("majority")
 _DURABLE = WriteConcern("majority", j=True)
+_COMMITTED = ReadConcern("majority")
+
+# What the driver does not try again by itself: a command, and a snapshot that the next primary does not have.
+_PASSING = frozenset({91, 189, 239, 246, 10107, 11600, 11602, 13435, 13436})
+PASSING_S_MAX = 5.0
+PASSING_WAIT_S = 0.05
 
 _REPLICA_SET_NEEDED = (
     "this MongoDB server has no transactions because it is not a replica set: "
@@ -98,22 +111,30 @@ class Mongo:
     """
     The database `database` of the deployment at `url`; `listeners` hear every command.
 
-    Making one does no I/O. ValueError for what is no URL.
+    Making one does no I/O. ValueError for what is no URL. A transaction is given up after `transaction_s_max`.
     """
 
-    def __init__(self, url: str, database: str, *, listeners: Sequence[CommandListener] = ()) -> None:
+    def __init__(
+        self,
+        url: str,
+        database: str,
+        *,
+        listeners: Sequence[CommandListener] = (),
+        transaction_s_max: float = TRANSACTION_S_MAX,
+    ) -> None:
         said = {name.lower() for name, _ in parse_qsl(urlsplit(url).query)}
         self._options: dict[str, Any] = {"tz_aware": True, "event_listeners": list(listeners)} | {
             name: value for name, value in _OPTIONS.items() if name.lower() not in said
         }
         self._url = url
         self._name = database
+        self._transaction_s_max = transaction_s_max
         self._guard = threading.Lock()
         self._keepers: dict[asyncio.AbstractEventLoop, _Keeper] = {}
 
     async def database(self) -> Database:
         """Return the database as the running loop sees it."""
-        return (await self._client())[self._name]
+        return self._of(await self._client())
 
     async def run(self, work: Callable[[Database], Awaitable[ResultT]]) -> ResultT:
         """Return `work(database)`, whose writes stand each for itself."""
@@ -122,10 +143,14 @@ class Mongo:
 
     async def snapshot(self, work: Callable[[Database, Session], Awaitable[ResultT]]) -> ResultT:
         """Return `work(database, session)`, whose reads all see one moment."""
-        with translated():
+
+        async def read() -> ResultT:
             client = await self._client()
             async with client.start_session(snapshot=True) as session:
-                return await work(client[self._name], session)
+                return await work(self._of(client), session)
+
+        with translated():
+            return await _patiently(read)
 
     async def transaction(
         self, work: Callable[[Database, Session], Awaitable[ResultT]], *, durable: bool = False
@@ -133,17 +158,24 @@ class Mongo:
         """
         Return `work(database, session)`, committed by a majority; whatever it raises undoes all of it.
 
-        `work` is run again when it meets another transaction, so it must do nothing but use its session.
+        `work` is run again when it meets another transaction or a fail-over, so it must do nothing but use its session.
+        A commit that got no answer is asked for again, also of the next primary; Unavailable says that in all this time
+        there was none, and that it may stand.
         With `durable` the majority has it in its journal.
         """
         with translated():
             client = await self._client()
-            database = client[self._name]
+            database = self._of(client)
 
             async def unit(session: Session) -> ResultT:
-                return await work(database, session)
+                try:
+                    return await work(database, session)
+                except BaseException:
+                    # In a context of its own: the transaction's time may be over.
+                    await asyncio.create_task(_abort(session), context=Context())
+                    raise
 
-            with pymongo.timeout(TRANSACTION_S_MAX):
+            with pymongo.timeout(self._transaction_s_max):
                 async with client.start_session() as session:
                     return await session.with_transaction(
                         unit,
@@ -159,8 +191,12 @@ class Mongo:
         Raises:
             ReplicaSetNeeded: the server stands alone.
         """
+
+        async def ask() -> Document:
+            return await (await self._client()).admin.command("hello")
+
         with translated():
-            answer = await (await self._client()).admin.command("hello")
+            answer = await _patiently(ask)
         if "setName" not in answer and answer.get("msg") != "isdbgrid":
             raise ReplicaSetNeeded(_REPLICA_SET_NEEDED)
         # A command's answer carries no zone, whatever the client was told.
@@ -174,6 +210,11 @@ class Mongo:
         if keeper is not None:
             await keeper.close()
 
+    def _of(self, client: AsyncMongoClient[Document]) -> Database:
+        return client.get_database(
+            self._name, read_preference=ReadPreference.PRIMARY, write_concern=_ACKNOWLEDGED, read_concern=_COMMITTED
+        )
+
     async def _client(self) -> AsyncMongoClient[Document]:
         loop = asyncio.get_running_loop()
         with self._guard:
@@ -183,6 +224,26 @@ class Mongo:
                 keeper = self._keepers[loop] = _Keeper(AsyncMongoClient(self._url, **self._options))
         await keeper.attach()
         return keeper.client
+
+
+async def _patiently(read: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """Return `read()`, begun again while a fail-over is what stops it; each time has the driver's patience."""
+    until_s = time.monotonic() + PASSING_S_MAX
+    while True:
+        try:
+            return await read()
+        except (AutoReconnect, OperationFailure) as error:
+            passes = isinstance(error, AutoReconnect) or error.code in _PASSING
+            if error.timeout or not passes or time.monotonic() > until_s:
+                raise
+        await asyncio.sleep(PASSING_WAIT_S)
+
+
+async def _abort(session: Session) -> None:
+    """Give up the session's transaction, if it is in one; the driver passes over what goes wrong with that."""
+    if session.in_transaction:
+        with pymongo.timeout(ABORT_S_MAX):
+            await session.abort_transaction()
 
 
 class _Keeper:

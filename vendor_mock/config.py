@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -108,6 +109,18 @@ class VendorMockSettings(BaseSettings):
         return self.database or home / "livery" / "vendor-mock.db"
 
 
+FacilitatorFault = Literal[
+    "settle_then_hang",
+    "settle_then_502",
+    "refuse_twice",
+    "settle_late",
+    "never_settle",
+    "wrong_hash",
+    "made_up_hash",
+    "replayed_receipt",
+]
+
+
 class FacilitatorSettings(BaseSettings):
     """The local x402 facilitator's settings."""
 
@@ -139,4 +152,9 @@ class FacilitatorSettings(BaseSettings):
         le=65_535,
         validation_alias=AliasChoices("LIVERY_FACILITATOR_PORT"),
         description="Port to listen at; a taken default is replaced by a free one.",
+    )
+    fault: FacilitatorFault | None = Field(
+        None,
+        validation_alias=AliasChoices("LIVERY_FACILITATOR_FAULT"),
+        description="What it does wrong, by name (`livery facilitator --help`). Unset: nothing.",
     )

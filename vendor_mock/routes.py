@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -84,7 +85,8 @@ class VendorRoute(ExactRoute):
             if faults.slow_seconds:
                 await asyncio.sleep(float(faults.slow_seconds))
             if shop.faults.take_error(vendor.vendor_id):
-                raise VendorApiError("vendor_fault", f"{vendor.vendor_id} was told to fail here")
+                words = faults.words or (f"{vendor.vendor_id} was told to fail here",)
+                raise VendorApiError("vendor_fault", words[0])
             response = HTMLResponse(_HTML) if faults.answer_html else await handle(request)
             if faults.header_bytes:
                 response.headers["x-padding"] = "x" * faults.header_bytes
@@ -152,10 +154,13 @@ async def submit_job(
 
 @router.get("/jobs", response_model=JobsReply, responses=_EVERY)
 async def jobs(
-    vendor: VendorHere, shop: ShopHere, key: Annotated[str, Query(min_length=1, max_length=256)]
+    vendor: VendorHere,
+    shop: ShopHere,
+    key: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+    after: Annotated[str | None, Query(min_length=1, max_length=256, description="The last page's `cursor`.")] = None,
 ) -> Response:
-    """The job that a payment id bought; none is no error."""
-    return JsonReply(await shop.find(vendor, key))
+    """The job that a payment id bought; none is no error. Without `key` all jobs of the buyer that have not ended."""
+    return JsonReply(await (shop.active_jobs(vendor, after) if key is None else shop.find(vendor, key)))
 
 
 @router.get("/job-status", response_model=JobStatus, responses=_EVERY)
@@ -183,6 +188,8 @@ async def cancel_job(
 async def artifacts(request: Request, vendor: VendorHere, shop: ShopHere, job_id: str) -> Response:
     """The files of an ended job, a failed one's too; none while it runs."""
     job = await shop.job(vendor, job_id)
+    if shop.faults.of(vendor.vendor_id).no_artifacts:
+        return JsonReply(ArtifactsReply(artifacts=()))
     listed = [
         Artifact(
             name=name,
@@ -217,8 +224,11 @@ async def health(shop: ShopHere) -> Response:
 
 
 def _status(request: Request, shop: Shop, vendor: Vendor, job: Job, start: int) -> JobStatus:
-    lies = shop.faults.of(vendor.vendor_id).lie_about_progress and job.status not in TERMINAL
+    faults = shop.faults.of(vendor.vendor_id)
+    lies = faults.lie_about_progress and job.status not in TERMINAL
     completed = job.status == "completed"
+    words = faults.words
+    metrics = {**simulation.FINAL_METRICS, **{name[:200]: Decimal("1e6") for name in words[:20]}}
     refund = None
     if job.refund_transaction is not None:
         refund = Refund(
@@ -232,13 +242,16 @@ def _status(request: Request, shop: Shop, vendor: Vendor, job: Job, start: int) 
         status=job.status,
         # The lie: nearly done at first, and ever less as the work goes on.
         progress=Decimal("0.99") - job.progress if lies else job.progress,
-        logs=job.logs[start:],
+        logs=words if words and job.logs and start == 0 else job.logs[start:],
         cursor=f"line-{len(job.logs)}",
         estimated_remaining_minutes=simulation.remaining_minutes(job),
         cost_so_far=money(simulation.cost_atomic(job)),
-        final_metrics=simulation.FINAL_METRICS if completed else None,
-        artifact_url=_artifact_url(request, vendor, job, "model.json") if completed else None,
-        error_message=simulation.FAILURE if job.status == "failed" else None,
+        final_metrics=metrics if completed else None,
+        artifact_url=_artifact_url(request, vendor, job, "model.json")
+        if completed and not faults.no_artifacts
+        else None,
+        error_message=(*words[-1:], simulation.FAILURE)[0] if job.status == "failed" else None,
+        ended_at=None if job.ended_at_s is None else datetime.fromtimestamp(job.ended_at_s, UTC),
         refund=refund,
     )
 

@@ -6,10 +6,12 @@ asked for any number of times.
 """
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -36,6 +38,7 @@ from wire.vendor import (
 )
 
 Clock = Callable[[], float]
+JOBS_PER_PAGE = 100
 
 
 class Shop:
@@ -74,7 +77,7 @@ class Shop:
         return OffersReply(vendor_id=vendor.vendor_id, name=vendor.name, offers=tuple(offers))
 
     async def _offer(self, vendor: Vendor, gpu: Gpu) -> Offer:
-        active = await self.store.count_active(vendor.vendor_id, gpu.gpu_type)
+        active = await self.store.count_active(vendor.vendor_id, gpu.gpu_type, int(self._clock()))
         return Offer(
             gpu_type=gpu.gpu_type,
             price_per_hour=to_decimal(vendor.per_hour_atomic, vendor.asset),
@@ -118,10 +121,11 @@ class Shop:
         )
 
         async def has_capacity(reserved: int) -> bool:
-            active = await self.store.count_active(vendor.vendor_id, template.gpu_type)
+            active = await self.store.count_active(vendor.vendor_id, template.gpu_type, int(self._clock()))
             return gpu is not None and active + reserved < gpu.count
 
-        asked = self.faults.of(vendor.vendor_id).falsify(price)
+        before = self.faults.asked_before(vendor.vendor_id, template.template_id)
+        asked = self.faults.of(vendor.vendor_id).falsify(price, before)
         return await self.cashier.charge(request, asked, has_capacity, self._start)
 
     async def _start(self, sale: Sale) -> dict[str, Any]:
@@ -131,7 +135,13 @@ class Shop:
         if template is None:
             raise RuntimeError(f"the template of payment {sale.payment_id} is gone")
 
+        if (reused := await self._reused(template.vendor_id)) is not None:
+            return SubmitReply(
+                vendor_job_id=reused.job_id, status=reused.status, payment_tx_id=sale.transaction
+            ).document()
+
         def make(number: int) -> Job:
+            now_s = int(self._clock())
             return Job(
                 job_id=f"vgpu_{secrets.token_hex(8)}",
                 vendor_id=template.vendor_id,
@@ -139,7 +149,8 @@ class Shop:
                 gpu_type=template.gpu_type,
                 hours=template.hours,
                 price_atomic=sale.amount.atomic,
-                started_at_s=int(self._clock()),
+                started_at_s=now_s,
+                ends_by_s=simulation.ends_by_s(now_s, template.hours, submit.max_hours),
                 fails_at_epoch=self._fate(template.vendor_id, number),
                 callback_url=submit.callback_url,
             )
@@ -148,15 +159,30 @@ class Shop:
         reply = SubmitReply(vendor_job_id=job.job_id, status="submitted", payment_tx_id=sale.transaction)
         return reply.document()
 
+    async def _reused(self, vendor_id: str) -> Job | None:
+        """Return the vendor's first job where it sells that one again and again."""
+        if not self.faults.of(vendor_id).reuse_job_ids:
+            return None
+        return next((job for job in await self.store.jobs() if job.vendor_id == vendor_id), None)
+
     def _fate(self, vendor_id: str, number: int) -> int | None:
         scripted = self.faults.of(vendor_id).fail_at_epoch
         return scripted or simulation.fate(vendor_id, number, self.vendors[vendor_id].fail_rate, self._settings.seed)
 
     async def find(self, vendor: Vendor, payment_id: str) -> JobsReply:
-        job = await self.store.find_paid(payment_id)
+        job = await self.store.find_paid(payment_id) or await self._reused(vendor.vendor_id)
         if job is None or job.vendor_id != vendor.vendor_id:
             return JobsReply(jobs=())
-        return JobsReply(jobs=(JobFound(vendor_job_id=job.job_id, status=job.status),))
+        return JobsReply(jobs=(found(await self.watch(vendor, job.job_id)),))
+
+    async def active_jobs(self, vendor: Vendor, after: str | None) -> JobsReply:
+        """Return a page of the jobs that the vendor works on, bought by whoever has its secret."""
+        listed = await self.store.list_active(vendor.vendor_id, after or "", JOBS_PER_PAGE + 1)
+        jobs = [await self.watch(vendor, job.job_id) for job in listed[:JOBS_PER_PAGE]]
+        return JobsReply(
+            jobs=tuple(found(job) for job in jobs if job.status not in simulation.TERMINAL),
+            cursor=jobs[-1].job_id if len(listed) > JOBS_PER_PAGE else None,
+        )
 
     async def job(self, vendor: Vendor, job_id: str) -> Job:
         """Return the vendor's job as it stands; nothing moves. Raises VendorApiError."""
@@ -168,15 +194,13 @@ class Shop:
     async def poll(self, vendor: Vendor, job_id: str) -> Job:
         """Move the job by one epoch, or to where time has brought it, and pay back what its end left over."""
         epoch_seconds = self._settings.epoch_seconds
-        return await self._change(
-            vendor,
-            job_id,
-            lambda job: simulation.advance(job, simulation.epochs_due(job, self._clock(), epoch_seconds)),
-        )
+        return await self._change(vendor, job_id, lambda job: simulation.polled(job, self._clock(), epoch_seconds))
 
     async def watch(self, vendor: Vendor, job_id: str) -> Job:
-        """Move the job to where time has brought it; one that polls move stays where it is."""
-        return await (self.job if self._settings.epoch_seconds is None else self.poll)(vendor, job_id)
+        """Move the job to where time has brought it; one that polls move waits for them, until its hours are over."""
+        job = await self.job(vendor, job_id)
+        is_moved = self._settings.epoch_seconds is not None or simulation.is_over(job, self._clock())
+        return await self.poll(vendor, job_id) if is_moved else job
 
     async def cancel(self, vendor: Vendor, job_id: str) -> Job:
         """End the job and pay back the unused part of its price; an ended job stays as it is."""
@@ -184,14 +208,28 @@ class Shop:
 
     async def _change(self, vendor: Vendor, job_id: str, change: Callable[[Job], Job]) -> Job:
         await self.job(vendor, job_id)
-        job = await self.store.update_job(job_id, change)
+        now_s = int(self._clock())
+        job = await self.store.update_job(job_id, lambda stored: simulation.dated(change(stored), now_s))
         if job is None:
             raise VendorApiError("job_not_found", f"{vendor.name} runs no job {job_id[:80]}")
         if job.refund_atomic == 0 or job.refund_transaction is not None:
             return job
-        transaction = await self.cashier.refund(job.payment_id, job.refund_atomic, f"refund_{job.job_id}")
+        if self.faults.of(vendor.vendor_id).false_refunds:
+            # The hash of no transaction: announced as any other, and never sent.
+            transaction = f"0x{hashlib.sha256(job.job_id.encode()).hexdigest()}"
+        else:
+            transaction = await self.cashier.refund(job.payment_id, job.refund_atomic, f"refund_{job.job_id}")
         paid = await self.store.update_job(job_id, lambda stored: replace(stored, refund_transaction=transaction))
         return paid or job
+
+
+def found(job: Job) -> JobFound:
+    return JobFound(
+        vendor_job_id=job.job_id,
+        status=job.status,
+        payment_id=job.payment_id,
+        started_at=datetime.fromtimestamp(job.started_at_s, UTC),
+    )
 
 
 def money(atomic: int) -> Decimal:

@@ -36,6 +36,7 @@ class Job:
     A paid job. `refund_atomic` is owed to the payer from the moment the job ends; `refund_transaction` pays it.
 
     `callback_url` is where the buyer wants to be called at the end; done is what was accepted or given up.
+    `ends_by_s` is when the job is ended by itself: its hours are used up.
     """
 
     job_id: str
@@ -54,12 +55,46 @@ class Job:
     refund_transaction: str | None = None
     callback_url: str | None = None
     is_callback_done: bool = False
+    ends_by_s: int | None = None
+    ended_at_s: int | None = None
 
 
 def fate(vendor_id: str, number: int, fail_rate: Decimal, seed: int | None) -> int | None:
     """Return the epoch at which the vendor's `number`-th job fails by `fail_rate`, None for most."""
     chance = random.Random(None if seed is None else f"{seed}:{vendor_id}:{number}")  # noqa: S311 - a simulation
     return EPOCHS if chance.random() < fail_rate else None
+
+
+def ends_by_s(started_at_s: int, hours: Decimal, max_hours: Decimal | None) -> int:
+    """Return when a job of `hours` that may live `max_hours` is over."""
+    return started_at_s + int((min(hours, max_hours or hours) * 3_600).to_integral_value(ROUND_CEILING))
+
+
+def is_over(job: Job, now_s: float) -> bool:
+    """Return whether the job's time has come and it has not ended."""
+    return job.status not in TERMINAL and job.ends_by_s is not None and now_s >= job.ends_by_s
+
+
+def polled(job: Job, now_s: float, epoch_seconds: Decimal | None) -> Job:
+    """Return the job as a poll finds it: an epoch further, or where time has brought it, and never beyond its end."""
+    if is_over(job, now_s):
+        moved = job if epoch_seconds is None else advance(job, epochs_due(job, job.ends_by_s or now_s, epoch_seconds))
+        return expire(moved, now_s)
+    return advance(job, epochs_due(job, now_s, epoch_seconds))
+
+
+def dated(job: Job, now_s: int) -> Job:
+    """Return the job with the time of its end, where it has ended and none is written down."""
+    ended = job.status in TERMINAL and job.ended_at_s is None
+    return replace(job, ended_at_s=now_s) if ended else job
+
+
+def expire(job: Job, now_s: float) -> Job:
+    """Return the job ended where its time has come: its hours are used up, and nothing is owed."""
+    if not is_over(job, now_s):
+        return job
+    logs = (*job.logs, f"Ended after {job.hours:f} h at most, as bought")
+    return replace(job, status="cancelled", logs=logs, ended_at_s=job.ends_by_s)
 
 
 def epochs_due(job: Job, now_s: float, epoch_seconds: Decimal | None) -> int:

@@ -77,9 +77,31 @@ class ShopStore:
         query = "SELECT document FROM mock_jobs WHERE payment_id = ?"
         return await self._db.read(lambda connection: _one(connection, query, payment_id))
 
-    async def count_active(self, vendor_id: str, gpu_type: str) -> int:
-        query = "SELECT count(*) FROM mock_jobs WHERE ended = 0 AND vendor_id = ? AND gpu_type = ?"
-        row = await self._db.read(lambda connection: connection.execute(query, (vendor_id, gpu_type)).fetchone())
+    async def jobs(self) -> list[Job]:
+        """Return every job that was ever sold, the oldest first."""
+        query = "SELECT job_id FROM mock_jobs ORDER BY rowid"
+        ids = await self._db.read(lambda connection: [row[0] for row in connection.execute(query)])
+        found = [await self.find_job(job_id) for job_id in ids]
+        return [job for job in found if job is not None]
+
+    async def list_active(self, vendor_id: str, after: str, limit: int) -> list[Job]:
+        """Return the vendor's jobs that have not ended, by id, from behind `after` on."""
+        query = """
+            SELECT job_id FROM mock_jobs WHERE ended = 0 AND vendor_id = ? AND job_id > ? ORDER BY job_id LIMIT ?
+        """
+        values = (vendor_id, after, limit)
+        ids = await self._db.read(lambda connection: [row[0] for row in connection.execute(query, values)])
+        found = [await self.find_job(job_id) for job_id in ids]
+        return [job for job in found if job is not None]
+
+    async def count_active(self, vendor_id: str, gpu_type: str, now_s: int) -> int:
+        """Return how many jobs take up a GPU; one whose hours are over does not, looked at or not."""
+        query = """
+            SELECT count(*) FROM mock_jobs WHERE ended = 0 AND vendor_id = ? AND gpu_type = ?
+                AND coalesce(json_extract(document, '$.ends_by_s') > ?, 1)
+        """
+        values = (vendor_id, gpu_type, now_s)
+        row = await self._db.read(lambda connection: connection.execute(query, values).fetchone())
         return int(row[0])
 
     async def to_call_back(self) -> list[Job]:

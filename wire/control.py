@@ -2,14 +2,14 @@
 The control plane's API: bodies of start, tick, status, runs and cancel. Money is decimal JSON numbers.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, FailFast, Field, StringConstraints, WithJsonSchema
+from pydantic import FailFast, Field, StringConstraints
 
 from wire.decimal_json import DecimalNumber
-from wire.model import Body, Entries, JsonObject, Many, Metrics
+from wire.model import Body, Entries, Instant, JsonObject, Many, Metrics
 from wire.money import HOURS_STEP
 
 # Several times the jobs that the largest run may complete and fail.
@@ -18,25 +18,6 @@ JOBS_MAX = 10_000
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-def _only_text(value: Any) -> Any:
-    if not isinstance(value, str | datetime):
-        raise ValueError("must be an RFC 3339 time")
-    return value
-
-
-def _in_utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("must be between the years 1 and 9999 in UTC") from None
-
-
-Instant = Annotated[
-    AwareDatetime,
-    BeforeValidator(_only_text),
-    AfterValidator(_in_utc),
-    WithJsonSchema({"type": "string", "format": "date-time"}),
-]
 Goal = Annotated[str, StringConstraints(min_length=1, max_length=4_000)]
 
 
@@ -213,11 +194,29 @@ class SweptDocument(Body):
     message: str
 
 
+class OrphansDocument(Body):
+    """
+    Jobs that vendors worked on and no run wanted: `cancelled` now, after `minutes` in all, or `left` for next time.
+
+    `unknown` are jobs that were bought with our secret for runs that this store does not know; they are left alone.
+    """
+
+    cancelled: int
+    minutes: DecimalNumber
+    left: int
+    unknown: int
+
+
 class SweepReply(Body):
-    """GET and POST /api/agent-sweep; `more`: due runs were left for the next sweep."""
+    """
+    GET and POST /api/agent-sweep; `more`: due runs were left for the next sweep.
+
+    `orphans` is absent where there were none, or where vendors were asked for them a moment ago.
+    """
 
     swept: Many[SweptDocument]
     more: bool
+    orphans: OrphansDocument | None = None
 
 
 class RunsReply(Body):

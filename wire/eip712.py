@@ -1,5 +1,6 @@
 """
-EIP-712 of one message: EIP-3009's TransferWithAuthorization, the cheque that x402's `exact` scheme signs.
+EIP-712 of two messages of EIP-3009: TransferWithAuthorization, the cheque that x402's `exact` scheme signs, and
+CancelAuthorization, which takes it back.
 
 Source: EIP-712, EIP-3009.
 """
@@ -41,28 +42,41 @@ def checksum_address(address: str) -> str:
     )
 
 
+_CANCEL_FIELDS = (("authorizer", "address"), ("nonce", "bytes32"))
+
+
 def typed_data(authorization: Authorization, asset: Asset) -> dict[str, Any]:
     """Return the EIP-712 document a signer is given (`eth_signTypedData_v4`) to authorize a transfer of `asset`."""
+    message = {
+        "from": authorization.from_,
+        "to": authorization.to,
+        "value": int(authorization.value),
+        "validAfter": int(authorization.valid_after),
+        "validBefore": int(authorization.valid_before),
+        "nonce": authorization.nonce,
+    }
+    return _document("TransferWithAuthorization", _MESSAGE_FIELDS, message, asset)
+
+
+def cancellation_data(payer: str, nonce: str, asset: Asset) -> dict[str, Any]:
+    """Return the EIP-712 document a signer is given to cancel the authorization of `payer` with this nonce."""
+    return _document("CancelAuthorization", _CANCEL_FIELDS, {"authorizer": payer, "nonce": nonce}, asset)
+
+
+def _document(name: str, fields: tuple[tuple[str, str], ...], message: dict[str, Any], asset: Asset) -> dict[str, Any]:
     return {
         "types": {
-            "EIP712Domain": [{"name": name, "type": kind} for name, kind in _DOMAIN_FIELDS],
-            "TransferWithAuthorization": [{"name": name, "type": kind} for name, kind in _MESSAGE_FIELDS],
+            "EIP712Domain": [{"name": field, "type": kind} for field, kind in _DOMAIN_FIELDS],
+            name: [{"name": field, "type": kind} for field, kind in fields],
         },
-        "primaryType": "TransferWithAuthorization",
+        "primaryType": name,
         "domain": {
             "name": asset.name,
             "version": asset.version,
             "chainId": asset.chain_id,
             "verifyingContract": asset.address,
         },
-        "message": {
-            "from": authorization.from_,
-            "to": authorization.to,
-            "value": int(authorization.value),
-            "validAfter": int(authorization.valid_after),
-            "validBefore": int(authorization.valid_before),
-            "nonce": authorization.nonce,
-        },
+        "message": message,
     }
 
 

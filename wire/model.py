@@ -6,9 +6,21 @@ wrong items would else become hundreds of megabytes of errors.
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
 from wire import decimal_json
@@ -32,6 +44,25 @@ def _at_most(entries_max: int) -> Callable[[Any], Any]:
     return check
 
 
+def _only_text(value: Any) -> Any:
+    if not isinstance(value, str | datetime):
+        raise ValueError("must be an RFC 3339 time")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be between the years 1 and 9999 in UTC") from None
+
+
+Instant = Annotated[
+    AwareDatetime,
+    BeforeValidator(_only_text),
+    AfterValidator(_in_utc),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 Key = Annotated[str, StringConstraints(max_length=200)]
 Many = Annotated[tuple[ItemT, ...], FailFast(), Field(max_length=ITEMS_MAX)]
 Entries = Annotated[dict[Key, ItemT], Field(max_length=ENTRIES_MAX), BeforeValidator(_at_most(ENTRIES_MAX))]

@@ -70,6 +70,9 @@ PROBLEMS: dict[str, Problem] = {
         401, "The call is not signed by a vendor of the run", "Sign each attempt anew; see docs/vendor-api.md."
     ),
     "idempotency_conflict": Problem(409, "This Idempotency-Key began another run", "Use a new key for a new run."),
+    "cannot_revoke": Problem(
+        409, "The cheque cannot be cancelled on the chain", "Wait: unused, it lapses by itself within minutes."
+    ),
     "no_signer": Problem(
         503, "There is no key to pay with", "Make a wallet with `livery wallet new`, then tick again."
     ),
@@ -140,6 +143,7 @@ REFUSALS: dict[str, str] = {
     "vendor_not_registered": "The vendor was removed from the register before it had the job.",
     "vendor_other_asset": "The vendor is registered with another asset or network than the run pays in.",
     "payment_refused": "The cheque was refused or never sent; the chain proves that nothing was paid.",
+    "terms_changed": "The vendor was sent the payment that its 402 asked for, and asked for another one.",
     "paid_not_served": "The payment settled, the vendor never started the job.",
     "job_lost": "The vendor could not be reached for too long.",
     "overdue": "The job ran longer than was paid for.",

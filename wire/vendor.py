@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from wire.decimal_json import DecimalNumber
-from wire.model import Body, Entries, Many, Metrics
+from wire.model import Body, Entries, Instant, Many, Metrics
 
 VENDOR_ID_HEADER = "x-vendor-id"
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
@@ -53,8 +53,11 @@ class Quote(Body):
 
 
 class SubmitRequest(Body):
+    """`max_hours` is the longest that the job may live: the vendor ends it then, whether anybody asks or not."""
+
     vendor_job_template_id: Id
     job_params: Entries[Any] = Field(default_factory=dict)
+    max_hours: DecimalNumber | None = Field(None, gt=0, le=10_000)
     callback_url: Text | None = None
 
 
@@ -86,6 +89,7 @@ class JobStatus(Body):
     final_metrics: Metrics | None = None
     artifact_url: Text | None = None
     error_message: Text | None = None
+    ended_at: Instant | None = None
     refund: Refund | None = None
 
 
@@ -97,12 +101,19 @@ class CancelRequest(Body):
 
 
 class JobFound(Body):
+    """`payment_id` is the key that the job was bought under."""
+
     vendor_job_id: Id
     status: VendorJobStatus
+    payment_id: Id | None = None
+    started_at: Instant | None = None
 
 
 class JobsReply(Body):
+    """`cursor` is what to send as `after` for more, absent on the last page."""
+
     jobs: Many[JobFound]
+    cursor: Id | None = None
 
 
 class Artifact(Body):

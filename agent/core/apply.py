@@ -12,6 +12,7 @@ from agent.core.events import (
     ArtifactsKept,
     ArtifactsMissed,
     AttemptFailed,
+    ChequeRevoked,
     Decided,
     Event,
     JobEnded,
@@ -30,6 +31,7 @@ from agent.core.events import (
     RunStarted,
     SubmissionUnanswered,
 )
+from agent.core.evidence import noted
 from agent.core.model import Job, Payment, RefundClaim, Run
 from agent.core.states import JOB_MOVES, OPEN_PAYMENTS, PAYMENT_MOVES, RUN_MOVES, move
 
@@ -66,6 +68,13 @@ def _submission_unanswered(run: Run, event: SubmissionUnanswered) -> Run:
     payment = find_payment(run, event.payment_id)
     status = move(PAYMENT_MOVES, payment.status, "unknown") if payment.status == "pending" else payment.status
     return _with_payment(run, payment, event, status=status, sends=payment.sends + 1, error_message=event.detail)
+
+
+def _cheque_revoked(run: Run, event: ChequeRevoked) -> Run:
+    payment = find_payment(run, event.payment_id)
+    if payment.status not in OPEN_PAYMENTS:
+        raise IllegalMove(f"a {payment.status} payment has no cheque to revoke")
+    return _with_payment(run, payment, event, revoked_in=event.transaction)
 
 
 def _payment_settled(run: Run, event: PaymentSettled) -> Run:
@@ -111,14 +120,15 @@ def _job_observed(run: Run, event: JobObserved) -> Run:
         status=status,
         progress=max(job.progress, event.progress),
         cursor=event.cursor,
-        misses=0,
+        polls=noted(job.polls, "."),
         missed_since=None,
     )
 
 
 def _job_missed(run: Run, event: JobMissed) -> Run:
     job = find_job(run, event.job_id)
-    return _with_job(run, job, event, misses=job.misses + 1, missed_since=job.missed_since or event.at)
+    polls = noted(job.polls, "g" if event.gone else "x")
+    return _with_job(run, job, event, polls=polls, missed_since=job.missed_since or event.at)
 
 
 def _job_ended(run: Run, event: JobEnded) -> Run:
@@ -178,6 +188,7 @@ _RULES: Mapping[type, Callable[[Run, Any], Run]] = {
     AttemptFailed: _attempt_failed,
     PaymentReserved: _payment_reserved,
     SubmissionUnanswered: _submission_unanswered,
+    ChequeRevoked: _cheque_revoked,
     PaymentSettled: _payment_settled,
     PaymentVoided: _payment_voided,
     JobSubmitted: _job_submitted,

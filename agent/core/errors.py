@@ -2,7 +2,8 @@
 The agent's errors, split by whose fault it is.
 
     AgentError
-    ├── Asked            the caller's: UnknownRun, UnknownArtifact, RunFinished, RunBusy, KeyConflict, BadSignature
+    ├── Asked            the caller's: UnknownRun, UnknownArtifact, RunFinished, RunBusy, KeyConflict, BadSignature,
+    │                    CannotRevoke
     ├── VendorError      the vendor's: VendorUnreachable (retryable), VendorGarbled, VendorRefused,
     │                    ForeignAddress, VendorUnpayable; ours in asking it: VendorDenied, NoVendorSecret
     ├── Unavailable      the world's, retryable: StoreUnavailable, ArtifactsUnavailable, ChainUnavailable, WalletError,
@@ -43,6 +44,10 @@ class KeyConflict(Asked):
 
 class BadSignature(Asked):
     code = "bad_signature"
+
+
+class CannotRevoke(Asked):
+    code = "cannot_revoke"
 
 
 class RunBusy(Asked):

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from agent.core.model import Artifact, Job, JobState, Payment, Phase, Run, RunStatus
 from agent.core.planning import Proposal, WishedHours
+from agent.core.policy import SpendingPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +71,11 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentReserved:
-    """The budget is reserved and the cheque signed, not yet sent."""
+    """The budget is reserved and the cheque signed, not yet sent. `caps` is what it was held against."""
 
     at: datetime
     payment: Payment
+    caps: SpendingPolicy | None = None
     kind: Literal["payment_reserved"] = "payment_reserved"
 
 
@@ -88,6 +90,16 @@ class SubmissionUnanswered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChequeRevoked:
+    """The wallet asked the chain, in `transaction`, to cancel the cheque. Nothing is known before the chain says."""
+
+    at: datetime
+    payment_id: str
+    transaction: str
+    kind: Literal["cheque_revoked"] = "cheque_revoked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentSettled:
     """The chain shows the cheque cashed, in `transaction`."""
 
@@ -99,7 +111,7 @@ class PaymentSettled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentVoided:
-    """Finalised time has passed the cheque's and the chain shows it unused: it was never paid, nor can be."""
+    """The chain shows, finally, that the cheque lapsed unused or was cancelled: it was never paid, nor can be."""
 
     at: datetime
     payment_id: str
@@ -133,17 +145,18 @@ class JobObserved:
     job_id: str
     status: Literal["submitted", "running"]
     progress: Decimal
-    cursor: str
+    cursor: str | None
     kind: Literal["job_observed"] = "job_observed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobMissed:
-    """A poll was not answered. Not failed: not known."""
+    """A poll was not answered. Not failed: not known; with `gone`, the vendor said that it has no such job."""
 
     at: datetime
     job_id: str
     detail: str
+    gone: bool = False
     kind: Literal["job_missed"] = "job_missed"
 
 
@@ -219,6 +232,7 @@ Event = (
     | AttemptFailed
     | PaymentReserved
     | SubmissionUnanswered
+    | ChequeRevoked
     | PaymentSettled
     | PaymentVoided
     | JobSubmitted

@@ -14,6 +14,7 @@ from typing import Any
 from agent.core import events
 from agent.core.apply import apply, find_job, find_payment
 from agent.core.events import Event, event_document
+from agent.core.evidence import SUSPECT_MISSES, misses
 from agent.core.model import Entry, EntryType, LogHead, Run
 from agent.core.planning import Proposal
 from wire import decimal_json
@@ -119,6 +120,12 @@ def _run_ended(run: Run, event: events.RunEnded) -> str:
     return f"Run {event.status}{why}: {_money(run, run.budget.spent_atomic)} spent"
 
 
+def _missed(run: Run, event: events.JobMissed) -> str:
+    polls = find_job(run, event.job_id).polls
+    suspect = f" ({misses(polls)} of the last {len(polls)})" if misses(polls) >= SUSPECT_MISSES else ""
+    return f"No answer to a poll{suspect}: {event.detail}"
+
+
 def _kept(run: Run, event: events.ArtifactsKept) -> str:
     vendor_id = find_job(run, event.job_id).vendor_id
     names = ", ".join(f"{artifact.name} ({artifact.bytes} bytes)" for artifact in event.artifacts)
@@ -146,6 +153,10 @@ _READERS: Mapping[type, _Reader] = {
     events.AttemptFailed: ("error", lambda run, event: f"{event.job.vendor_id}: {event.job.error_message}"),
     events.PaymentReserved: ("payment_event", _reserved),
     events.SubmissionUnanswered: ("payment_event", lambda run, event: f"No final word yet: {event.detail}"),
+    events.ChequeRevoked: (
+        "payment_event",
+        lambda run, event: f"The cheque is to be cancelled on the chain in {event.transaction}",
+    ),
     events.PaymentSettled: ("payment_event", _settled),
     events.PaymentVoided: ("payment_event", lambda run, event: f"Not paid, released: {event.detail}"),
     events.JobEnded: ("metric", _ended),
@@ -153,7 +164,7 @@ _READERS: Mapping[type, _Reader] = {
     events.ArtifactsMissed: ("error", _files_missed),
     events.RunEnded: ("metric", _run_ended),
     events.JobLogged: ("job_log", lambda run, event: event.line),
-    events.JobMissed: ("error", lambda run, event: f"No answer to a poll: {event.detail}"),
+    events.JobMissed: ("error", _missed),
     events.RefundAnnounced: (
         "payment_event",
         lambda run, event: f"A refund of {_money(run, event.amount_atomic)} was announced in {event.transaction}",

@@ -132,7 +132,11 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One rented execution. `cursor` is where its log was last read, `log_lines` how many lines of it are kept."""
+    """
+    One rented execution. `cursor` is where its log was last read, `log_lines` how many lines of it are kept.
+
+    `polls` has a mark for each of the last ones (`core.evidence`), `missed_since` is the first that failed in a row.
+    """
 
     job_id: str
     vendor_id: str
@@ -154,7 +158,7 @@ class Job:
     final_metrics: dict[str, Decimal] | None = None
     artifact_url: str | None = None
     error_message: str | None = None
-    misses: int = 0
+    polls: str = ""
     missed_since: datetime | None = None
     completed_at: datetime | None = None
     artifacts: tuple[Artifact, ...] = ()
@@ -178,6 +182,7 @@ class Payment:
 
     `request` and `header` are the body and the payment header of POST /submit-job, sent again unchanged
     until the outcome is known; `dialect` says which header it is. `from_block` is the chain's head when it was signed.
+    `revoked_in` is the transaction that asks the chain to cancel the cheque; the seller may be faster.
     """
 
     payment_id: str
@@ -202,6 +207,7 @@ class Payment:
     refund: RefundClaim | None = None
     refunded_atomic: int = 0
     error_message: str | None = None
+    revoked_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent.core.dialects import Challenge
-from agent.core.model import Job, Run, Vendor
+from agent.core.model import Job, Payment, Run, Vendor
 from agent.core.planning import listed_price
 from wire.money import Asset, price_atomic
 from wire.problems import REFUSALS
@@ -120,6 +120,16 @@ def choose_challenge(
             return challenge, chosen
         refusals.append(Refusal(chosen.code, f"{challenge.dialect}: {chosen.detail}"))
     return refusals[0]
+
+
+def check_terms(payment: Payment, challenges: Sequence[Challenge]) -> Refusal | None:
+    """Return how a seller that was sent `payment` asks for something else now, None where it asks that or nothing."""
+    offers = [offered for challenge in challenges for offered in challenge.required.accepts]
+    signed = (payment.amount_atomic, payment.pay_to.lower(), payment.asset.lower(), payment.network)
+    asked = [(int(ask.amount), ask.pay_to.lower(), ask.asset.lower(), ask.network) for ask in offers]
+    if not offers or signed in asked:
+        return None
+    return Refusal("terms_changed", f"it was given the {payment.amount_atomic} it asked for, and {_ask(offers[0])}")
 
 
 def check_caps(policy: SpendingPolicy, run: Run, amount_atomic: int) -> Refusal | None:

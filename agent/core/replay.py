@@ -4,16 +4,18 @@ Folding a run's log again: the same run, and for every recorded tick the same de
 What a model was asked cannot be asked again; the bandit's wishes are made again from the facts they were made from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from agent.core.apply import apply
 from agent.core.bandit import advise
-from agent.core.decide import Action, TickRecord, decide, tick_from
+from agent.core.decide import Action, TickRecord, decide, tick_document, tick_from
 from agent.core.events import RunStarted, event_from
 from agent.core.log import broken_at
 from agent.core.model import Entry, LogHead, Run
 from agent.core.planning import Proposal, Question
+from wire import decimal_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def replay(entries: Sequence[Entry]) -> Replayed:
         if entry.type == "tick":
             record = tick_from(entry.data)
             decided = decide(run, record.facts, record.now)
-            if decided != record.action:
+            if not _is_recorded(replace(record, action=decided), entry.data):
                 differences.append(Difference(entry.seq, record.action, decided))
             asked = replace(run, log=LogHead(seq=entry.seq - 1, hash=entry.previous))
             differences.extend(Difference(entry.seq, *pair) for pair in _wished_otherwise(asked, record))
@@ -59,6 +61,19 @@ def replay(entries: Sequence[Entry]) -> Replayed:
             run = apply(run, event_from(entry.data))
     run = replace(run, log=LogHead(seq=entries[-1].seq, hash=entries[-1].hash))
     return Replayed(run, broken_at(entries), tuple(differences))
+
+
+def _is_recorded(decided: TickRecord, recorded: Mapping[str, Any]) -> bool:
+    """Return whether a decision is, written down, the recorded bytes: 1.0 h are not 1.00 h."""
+    written = tick_document(decided)["action"]
+    # A log may be older than a field of today's, which then had its default.
+    older = tick_document(replace(decided, action=tick_from(dict(recorded)).action))["action"]
+    known = {name: value for name, value in written.items() if name in recorded["action"]}
+    return _bytes(known) == _bytes(recorded["action"]) and _bytes(written) == _bytes(older)
+
+
+def _bytes(document: Mapping[str, Any]) -> bytes:
+    return decimal_json.dumps(document, sort_keys=True)
 
 
 def _wished_otherwise(run: Run, record: TickRecord) -> list[tuple[Proposal, Proposal]]:

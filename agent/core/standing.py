@@ -28,6 +28,7 @@ VENDOR_FAULTS = frozenset(
         "over_listed_price",
         "paid_not_served",
         "price_mismatch",
+        "terms_changed",
         "unknown_quote_currency",
         "unsupported_scheme",
         "vendor_refused",

@@ -109,6 +109,16 @@ async def open_counters(database: Database, holds: Sequence[Hold]) -> None:
         await database.wallets.update_one({"_id": scope}, {"$setOnInsert": {"value": 0}}, upsert=True)
 
 
+async def take_turn(database: Database, name: str, now_s: int, interval_s: int) -> bool:
+    """See `Store.take_turn`. Kept among the counters, as the second of the last turn."""
+    due = {"_id": f"turn/{name}", "value": {"$lte": now_s - interval_s}}
+    try:
+        await database.wallets.update_one(due, {"$set": {"value": now_s}}, upsert=True)
+    except DuplicateKeyError:
+        return False
+    return True
+
+
 async def put_vendor(database: Database, vendor: Vendor, replace: bool) -> bool:
     """Return whether `vendor` was written."""
     document = encode(vendor)

@@ -8,7 +8,7 @@ from agent.ports import Planner
 
 
 class AbPlanner:
-    """Who acts is drawn from the run and its log, so half of all decisions are each planner's, over and over again."""
+    """Who acts is drawn from the run and its attempts so far, so half of all attempts are each planner's."""
 
     mode = "ab"
 
@@ -18,5 +18,5 @@ class AbPlanner:
     async def propose(self, question: Question) -> Proposal:
         wishes = [await planner.propose(question) for planner in self._planners]
         run = question.run
-        acting = hashlib.sha256(f"ab|{run.run_id}|{run.log.seq}".encode()).digest()[0] & 1
+        acting = hashlib.sha256(f"ab|{run.run_id}|{len(run.jobs)}".encode()).digest()[0] & 1
         return replace(wishes[acting], other=wishes[1 - acting])

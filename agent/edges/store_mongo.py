@@ -203,6 +203,11 @@ class MongoStore:
         change = [{"$set": {"dueAt": _now_plus(retry_s)}}]
         await self._run(lambda database: database.outbox.update_one(one, change))
 
+    async def take_turn(self, name: str, now: datetime, interval_s: int) -> bool:
+        """See `Store.take_turn`."""
+        now_s = int(now.timestamp())
+        return await self._run(lambda database: documents.take_turn(database, name, now_s, interval_s))
+
     async def migrate(self) -> int:
         """See `Store.migrate`."""
         with translated():

@@ -163,6 +163,15 @@ class SqliteStore:
         change = f"UPDATE outbox SET due_at = {NOW_PLUS_S} WHERE id = ?"  # noqa: S608 - the clock's expression
         await self._write(lambda connection: connection.execute(change, (retry_s, notice_id)))
 
+    async def take_turn(self, name: str, now: datetime, interval_s: int) -> bool:
+        """See `Store.take_turn`. Kept among the counters, as the second of the last turn."""
+        statement = """
+            INSERT INTO wallets (id, value) VALUES (:id, :now)
+            ON CONFLICT (id) DO UPDATE SET value = :now WHERE value <= :now - :interval
+        """
+        values = {"id": f"turn/{name}", "now": int(now.timestamp()), "interval": interval_s}
+        return await self._write(lambda connection: connection.execute(statement, values).rowcount == 1)
+
     async def migrate(self) -> int:
         """See `Store.migrate`."""
         with translated():

@@ -21,6 +21,7 @@ from agent.core.errors import (
     VendorUnreachable,
 )
 from agent.core.model import Dialect, Vendor
+from agent.core.states import JOB_ENDS
 from agent.edges.vendor_files import download
 from agent.ports import Declined, Submitted, Unsettled
 from outbound.http import BadAddress, HttpClient, HttpReply, OutboundError, TooLarge, Unreachable
@@ -47,6 +48,7 @@ CALL_S = 10.0
 SUBMIT_S = 30.0
 TRIES_MAX = 3
 RETRY_WAIT_S = 0.2
+LIST_PAGES_MAX = 10
 
 # Request timeout, too early, too many requests: the answer to the same bytes may change.
 NOT_FINAL = frozenset({408, 425, 429})
@@ -102,12 +104,26 @@ class HttpVendors:
         except VendorError as error:
             return Unsettled(str(error))
         if 400 <= reply.status < 500 and reply.status not in NOT_FINAL:
-            return Declined(reply.status, f"{dialect}: {_detail(reply)}")
+            return Declined(reply.status, f"{dialect}: {_detail(reply)}", _asks(reply))
         return Unsettled(_detail(reply))
 
     async def find(self, vendor: Vendor, payment_id: str) -> JobFound | None:
         found = _read(JobsReply, await self._get(vendor, f"/jobs?{urlencode({'key': payment_id})}"))
-        return next(iter(found.jobs), None)
+        # Who lists more than was asked for does not sell us another one's job.
+        return next((job for job in found.jobs if job.payment_id in (None, payment_id)), None)
+
+    async def live_jobs(self, vendor: Vendor) -> tuple[JobFound, ...]:
+        """See `VendorGateway.live_jobs`. Of endless pages the first ten: what is behind comes when these have gone."""
+        jobs: list[JobFound] = []
+        after: dict[str, str] = {}
+        for _ in range(LIST_PAGES_MAX):
+            query = f"?{urlencode(after)}" if after else ""
+            page = _read(JobsReply, await self._get(vendor, f"/jobs{query}", tries=1))
+            jobs.extend(page.jobs)
+            if page.cursor is None or not page.jobs:
+                break
+            after = {"after": page.cursor}
+        return tuple(job for job in jobs if job.status not in JOB_ENDS)
 
     async def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
         query = {"vendorJobId": vendor_job_id} | ({"since": cursor} if cursor is not None else {})
@@ -201,6 +217,13 @@ def _refuse_failure(reply: HttpReply) -> None:
         raise VendorUnreachable(_detail(reply))
     if reply.status >= 300 and reply.status != 402:
         raise (VendorDenied if reply.status in DENIED else VendorRefused)(reply.status, _detail(reply))
+
+
+def _asks(reply: HttpReply) -> tuple[Challenge, ...]:
+    try:
+        return read_challenges(reply.headers, reply.content) if reply.status == 402 else ()
+    except VendorError:
+        return ()
 
 
 def _detail(reply: HttpReply) -> str:

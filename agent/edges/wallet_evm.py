@@ -36,6 +36,15 @@ class EvmWallet:
         """Return the 65-byte EIP-712 signature of `typed_data`, 0x-hex. Raises WalletError."""
         return await asyncio.to_thread(self._sign, typed_data)
 
+    async def sign_transaction(self, fields: dict[str, Any]) -> str:
+        """Return `fields` signed, the bytes to send, 0x-hex. Raises WalletError."""
+        account = await asyncio.to_thread(self._load)
+        try:
+            signed = await asyncio.to_thread(account.sign_transaction, fields)
+        except Exception as error:
+            raise WalletError(f"the signer failed: {type(error).__name__}") from None
+        return "0x" + bytes(signed.raw_transaction).hex()
+
     def _sign(self, typed_data: dict[str, Any]) -> str:
         account = self._load()
         try:

@@ -37,11 +37,12 @@ BodyT = TypeVar("BodyT", bound=Body)
 
 
 class HttpFacilitator:
-    """Implements `cashier.ports.Facilitator`."""
+    """Implements `cashier.ports.Facilitator`. `settle_s` is how long a settlement is waited for."""
 
-    def __init__(self, url: str, http: HttpClient) -> None:
+    def __init__(self, url: str, http: HttpClient, *, settle_s: float = SETTLE_TIMEOUT_S) -> None:
         self._url = url.rstrip("/")
         self._http = http
+        self._settle_s = settle_s
 
     async def verify(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Verdict:
         status, content = await self._call("verify", payload, asked, VERIFY_TIMEOUT_S)
@@ -58,7 +59,7 @@ class HttpFacilitator:
 
     async def settle(self, payload: Mapping[str, Any], asked: PaymentRequirements) -> Settled | Pending | Declined:
         try:
-            status, content = await self._call("settle", payload, asked, SETTLE_TIMEOUT_S)
+            status, content = await self._call("settle", payload, asked, self._settle_s)
         except FacilitatorUnavailable as error:
             if isinstance(error.__cause__, OutboundError) and not error.__cause__.sent:
                 raise
