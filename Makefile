@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Build environments obey the same exact versions as the rest.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: help setup demo test test-fast doc-check artifacts contracts check docs mutants bench coverage lambda vercel-build clean
+.PHONY: help setup demo test test-fast doc-check artifacts contracts check docs mutants concurrency kill-matrix hostile orphans chaos sim bench coverage lambda vercel-build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -77,6 +77,30 @@ coverage: setup  ## branches of wire, agent/core, cashier and reputation
 
 mutants: setup  ## 100 random mutants of wire, agent/core and cashier (SEED=n COUNT=n)
 	$(BIN)/python -m bench.mutants $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
+
+chaos: setup  ## MongoDB's primary killed for ten minutes under 1,000 runs (MINUTES=n RUNS=n SEED=n)
+	$(BIN)/python -m bench.chaos --record $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \
+		$(if $(SEED),--seed $(SEED))
+
+sim: setup  ## a million simulated ticks and the twelve planted bugs (SEED=n TICKS=n)
+	$(BIN)/python -m bench.sim --record --jobs 2 --ticks $(or $(TICKS),1000000) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m bench.sim --record --jobs 2 --plants $(if $(SEED),--seed $(SEED))
+
+hostile: setup  ## facilitators and vendors that do wrong, each case ten times (SEED=n TRIALS=n)
+	$(BIN)/python -m bench.hostile --record $(if $(SEED),--seed $(SEED)) $(if $(TRIALS),--trials $(TRIALS))
+
+orphans: setup  ## jobs that nobody wants: how long vendors go on with them (TRIALS=n SEED=n)
+	$(BIN)/python -m bench.orphans --record $(if $(TRIALS),--trials $(TRIALS)) $(if $(SEED),--seed $(SEED))
+
+kill-matrix: setup  ## 50 kills per point and store, under an hour on 2 cores (KILLS=n MINUTES=n SEED=n)
+	$(BIN)/python -m bench.kill_matrix --record $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(SEED),--seed $(SEED))
+
+concurrency: setup  ## 16 processes on one store: overspend, holders, frozen processes, wrong clocks; adds a line to its figures
+	$(BIN)/python -m bench.concurrency --record
+
+reliability: kill-matrix concurrency hostile orphans chaos sim  ## all of these, some hours, then docs/reliability.md
+	$(BIN)/python -m bench.reliability
 
 bench: setup  ## time, memory, packages and megabytes of the base install
 	$(BIN)/python -m bench.import_time

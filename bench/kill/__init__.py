@@ -1,0 +1,1 @@
+"""The kill matrix: named points between the steps of the tick and of the cashier, and a process killed at each."""

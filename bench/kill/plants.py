@@ -1,0 +1,94 @@
+"""
+Wrongs that can be planted in a trial's processes, to prove that the checks would see them. None is planted otherwise.
+
+Each takes away one thing that the promise rests on.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent import purchase
+from agent.ports import Agent
+from vendor_mock.shop import Shop
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    spoil_agent: Callable[[Agent], Agent] = lambda agent: agent
+    spoil_shop: Callable[[Shop], None] = lambda shop: None
+
+
+class _Spoiled:
+    """A port of which some methods are wrong."""
+
+    def __init__(self, inner: Any, **wrong: Any) -> None:
+        self.__dict__.update(wrong)
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _forgets_the_intent(agent: Agent) -> Agent:
+    """The cheque is sent and was never stored; and a nonce is drawn each time."""
+
+    async def save(token: int, run: Any, entries: Any = (), **more: Any) -> Any:
+        if any(entry.data.get("kind") == "payment_reserved" for entry in entries):
+            return None
+        return await agent.store.save(token, run, entries, **more)
+
+    setattr(purchase, "payment_nonce", lambda run_id, number: "0x" + secrets.token_hex(32))  # noqa: B010 - a plant
+    spoiled: Any = _Spoiled(agent.store, save=save)
+    return replace(agent, store=spoiled)
+
+
+def _calls_unknown_failed(agent: Agent) -> Agent:
+    """A chain that is believed too early: what it does not show at once was never paid."""
+    asked: set[str] = set()
+
+    async def is_nonce_used(payer: str, nonce: str) -> bool:
+        return False
+
+    async def finalized_time_s() -> int:
+        asked.add("finalized")
+        return 2**40
+
+    wrong: dict[str, Any] = {"is_nonce_used": is_nonce_used, "is_nonce_used_finalized": is_nonce_used}
+    spoiled: Any = _Spoiled(agent.chain, finalized_time_s=finalized_time_s, **wrong)
+    return replace(agent, chain=spoiled)
+
+
+def _starts_anew(shop: Shop) -> None:
+    """A job that is started anew each time its payment is seen."""
+    start_job = shop.store.start_job
+
+    async def start(payment_id: str, vendor_id: str, make: Any) -> Any:
+        def another(number: int) -> Any:
+            return replace(make(number), payment_id=f"{payment_id}#{secrets.token_hex(4)}")
+
+        return await start_job(f"{payment_id}#", vendor_id, another)
+
+    spoiled: Any = _Spoiled(shop.store, start_job=start)
+    shop.store = spoiled
+
+
+def _refunds_unstored(shop: Shop) -> None:
+    """A refund that is broadcast and was never stored as signed."""
+    desk = shop.cashier.desk
+
+    async def sign_refund(refund: Any) -> bool:
+        return True
+
+    till: Any = _Spoiled(desk.till, sign_refund=sign_refund)
+    shop.cashier.desk = replace(desk, till=till)
+
+
+NONE = Plant()
+PLANTS: Mapping[str, Plant] = {
+    "forgets the intent": Plant(spoil_agent=_forgets_the_intent),
+    "calls unknown failed": Plant(spoil_agent=_calls_unknown_failed),
+    "starts anew": Plant(spoil_shop=_starts_anew),
+    "refunds unstored": Plant(spoil_shop=_refunds_unstored),
+}

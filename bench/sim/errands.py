@@ -1,0 +1,76 @@
+"""The agent's smaller ports in a simulated process: its signer, what keeps its files, its planner."""
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from decimal import Decimal
+from typing import Any, Literal
+
+from agent.core.errors import ArtifactsUnavailable
+from agent.core.planning import Proposal, Question
+from agent.ports import Planner
+from bench.sim.ports import Process
+
+
+class Signer:
+    """A wallet that signs with a hash: the chain of this world does not look at signatures."""
+
+    def __init__(self, payer: str) -> None:
+        self.payer = payer
+
+    def address(self) -> str:
+        return self.payer
+
+    def sign(self, typed_data: dict[str, Any]) -> str:
+        signed = hashlib.sha512(repr(typed_data["message"]).encode()).hexdigest()
+        return f"0x{signed}1b"
+
+
+class Believed:
+    """Signatures of vendors are not looked at in this world."""
+
+    def is_signed(self, vendor_id: str, headers: Mapping[str, str], body: bytes) -> bool:
+        return True
+
+
+class Shelf:
+    """Where files are kept: nowhere, now and then not even there."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def put(self, run_id: str, job_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
+        async for _ in chunks:
+            continue
+        if self._process.faults.hit("files_not_kept"):
+            raise ArtifactsUnavailable("the disk is full")
+
+    async def size(self, run_id: str, job_id: str, name: str) -> int | None:
+        return None
+
+    async def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
+        yield b""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class Astray:
+    """A planner whose wish is, now and then, anybody's."""
+
+    def __init__(self, process: Process, planner: Planner) -> None:
+        self._process = process
+        self._planner = planner
+        self.mode = planner.mode
+
+    async def propose(self, question: Question) -> Proposal:
+        wish = await self._planner.propose(question)
+        faults = self._process.faults
+        if not faults.hit("planner_strays"):
+            return wish
+        chance = faults.chance
+        names = [*(vendor.vendor_id for vendor in question.vendors), "nobody"]
+        hours = chance.choice(("0.01", "0.02", "0.05", "1000", "-1", "NaN", "0"))
+        action: Literal["start_job", "wait"] = "wait" if chance.random() < 0.25 else "start_job"
+        return Proposal(
+            action=action, reason="astray", vendor_id=chance.choice(names), max_hours=Decimal(hours), mode="astray"
+        )

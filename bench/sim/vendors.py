@@ -1,0 +1,311 @@
+"""
+The vendors of a world: they quote, ask, settle, work, refund, and now and then lie.
+
+Every verb is one step in virtual time. What travels to them and back, and gets lost there, is in `ports`.
+"""
+
+import base64
+from collections.abc import Callable
+from decimal import Decimal
+from hashlib import sha256
+from typing import Protocol
+
+import orjson
+
+from agent.core.dialects import Challenge
+from agent.core.errors import VendorGarbled, VendorRefused
+from agent.core.model import Dialect, Vendor
+from agent.ports import Declined, Submitted, Unsettled
+from bench.sim.books import End, Job, Order, Promise, Seller
+from bench.sim.chain import BLOCK_S, MemoryChain, Transfer
+from bench.sim.clock import at
+from bench.sim.faults import Faults
+from wire.money import Asset, price_atomic, to_decimal
+from wire.vendor import (
+    Artifact,
+    ArtifactsReply,
+    JobFound,
+    JobStatus,
+    OffersReply,
+    Quote,
+    QuoteRequest,
+    Refund,
+    SubmitReply,
+)
+from wire.x402 import Authorization, PaymentRequired, PaymentRequirements, declare_payment_identifier
+
+FILE = b"a whole model, in a sense\n"
+FILE_SHA256 = sha256(FILE).hexdigest()
+THIEF = "0x" + "66" * 20
+
+PLANS = (
+    "settled_late",
+    "settled_in_the_last_second",
+    "never_settled",
+    "declined_then_settled",
+    "served_before_settled",
+    "settled_not_served",
+    "served_long_after",
+    "wrong_transaction",
+)
+ENDS: dict[str | None, End] = {"job_failed": "failed", "job_cancelled_by_vendor": "cancelled"}
+REFUNDS = ("refund_late", "refund_never_sent", "refund_of_another", "refund_too_small")
+
+
+class Looker(Protocol):
+    """Is told when money moves and when work begins."""
+
+    def settled(self, transfer: Transfer) -> None: ...
+    def job_began(self, seller: Seller, job: Job) -> None: ...
+
+
+class Vendors:
+    """
+    Every vendor of a world.
+
+    Args:
+        later: calls a function so many virtual seconds from now.
+    """
+
+    def __init__(
+        self,
+        sellers: list[Seller],
+        chain: MemoryChain,
+        asset: Asset,
+        faults: Faults,
+        clock_s: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self.sellers = {seller.vendor_id: seller for seller in sellers}
+        self.looker: Looker | None = None
+        self._chain = chain
+        self._asset = asset
+        self.faults = faults
+        self.clock_s = clock_s
+        self._later = later
+
+    def offers(self, vendor: Vendor) -> OffersReply:
+        return OffersReply(vendor_id=vendor.vendor_id, name=vendor.name, offers=())
+
+    def quote(self, vendor: Vendor, request: QuoteRequest) -> Quote:
+        cost = price_atomic(self.sellers[vendor.vendor_id].per_hour_atomic, request.max_hours)
+        if self.faults.hit("quote_raised"):
+            cost = cost * self.faults.chance.choice((1005, 1500)) // 1000
+        return Quote(
+            vendor_job_template_id=f"{cost}",
+            price_estimate=to_decimal(cost, self._asset),
+            currency=self._asset.symbol,
+            eta_minutes=Decimal(1),
+        )
+
+    def challenge(self, vendor: Vendor, request: str, payment_id: str) -> tuple[Challenge, ...]:
+        seller, chance = self.sellers[vendor.vendor_id], self.faults.chance
+        quoted = orjson.loads(request)["vendorJobTemplateId"]
+        terms = {
+            "scheme": "exact",
+            "network": self._asset.network,
+            "asset": self._asset.address,
+            "amount": quoted,
+            "payTo": seller.pay_to,
+            "maxTimeoutSeconds": chance.choice((30, 60, 120)),
+            "extra": {"name": self._asset.name, "version": self._asset.version},
+        }
+        lie = self.faults.one_of(("price_raised", "payee_changed", "asset_changed", "cheque_too_long"))
+        lies: dict[str | None, dict[str, object]] = {
+            "price_raised": {"amount": str(int(quoted) * chance.choice((1008, 1200, 9000)) // 1000)},
+            "payee_changed": {"payTo": THIEF},
+            "asset_changed": {"asset": THIEF},
+            "cheque_too_long": {"maxTimeoutSeconds": 86_400},
+        }
+        terms |= lies.get(lie, {})
+        seller.asked.setdefault(payment_id, set()).add(int(str(terms["amount"])))
+        required = PaymentRequired(
+            accepts=(PaymentRequirements.model_validate(terms),), extensions=declare_payment_identifier()
+        )
+        said = terms if seller.dialect == "x402-v2" else terms | {"network": "base-sepolia"}
+        return (Challenge(required=required, dialect=seller.dialect, said=(said,)),)
+
+    def submit(
+        self, vendor: Vendor, request: str, payment_id: str, header: str, dialect: Dialect
+    ) -> Submitted | Unsettled | Declined:
+        seller = self.sellers[vendor.vendor_id]
+        order = seller.orders.get(payment_id)
+        if order is not None and header != order.header:
+            return Declined(409, "the payment id came with another cheque")
+        if order is not None:
+            self.faults.count("cheque_repeated")
+            return self._answer(order)
+        document = orjson.loads(base64.b64decode(header))
+        cheque = Authorization.model_validate(document["payload"]["authorization"])
+        if int(cheque.value) not in seller.asked.get(payment_id, ()):
+            return Declined(402, "not what was asked")
+        left_s = int(cheque.valid_before) - self._chain.clock_s()
+        if left_s < 3 * BLOCK_S:
+            return Declined(402, "the cheque is about to lapse")
+        order = Order(payment_id, request, header, cheque, self.faults.one_of(PLANS))
+        seller.orders[payment_id] = order
+        self._carry_out(seller, order, left_s)
+        return self._answer(order)
+
+    def find(self, vendor: Vendor, payment_id: str) -> JobFound | None:
+        order = self.sellers[vendor.vendor_id].orders.get(payment_id)
+        if order is None or order.job is None:
+            return None
+        return _found(order.job, self.clock_s())
+
+    def live_jobs(self, vendor: Vendor) -> tuple[JobFound, ...]:
+        now_s = self.clock_s()
+        return tuple(_found(job, now_s) for job in self.sellers[vendor.vendor_id].jobs.values() if job.is_live(now_s))
+
+    def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
+        job = self._job(vendor, vendor_job_id)
+        lie = self.faults.one_of(("status_garbled", "status_of_another_job", "status_backwards", "job_not_known"))
+        if lie == "status_garbled":
+            raise VendorGarbled("the answer is not JSON")
+        if lie == "job_not_known":
+            raise VendorRefused(404, "404 no such job")
+        told = self._told(vendor, job, cursor)
+        if lie == "status_of_another_job":
+            return told.model_copy(update={"vendor_job_id": "another"})
+        if lie == "status_backwards" and job.is_live(self.clock_s()):
+            return told.model_copy(update={"status": "submitted", "progress": Decimal(0)})
+        return told
+
+    def cancel(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
+        job, now_s = self._job(vendor, vendor_job_id), self.clock_s()
+        if job.is_live(now_s) and not job.stubborn:
+            job.stubborn = self.faults.hit("cancel_ignored")
+            if not job.stubborn:
+                job.cancelled_s = now_s
+        return self._told(vendor, job, cursor)
+
+    def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply:
+        self._job(vendor, vendor_job_id)
+        if sum(vendor_job_id.encode()) % 3:
+            return ArtifactsReply(artifacts=())
+        file = Artifact(name="model.bin", bytes=len(FILE), sha256=FILE_SHA256, url=f"{vendor.endpoint}/model.bin")
+        return ArtifactsReply(artifacts=(file,))
+
+    def _job(self, vendor: Vendor, vendor_job_id: str) -> Job:
+        job = self.sellers[vendor.vendor_id].jobs.get(vendor_job_id)
+        if job is None:
+            raise VendorRefused(404, "404 no such job")
+        return job
+
+    def _carry_out(self, seller: Seller, order: Order, left_s: float) -> None:
+        """Do what the order's plan says, now and later."""
+        chance, plan = self.faults.chance, order.plan
+        late_s = chance.uniform(BLOCK_S, max(BLOCK_S, left_s - 2 * BLOCK_S))
+        if plan in (None, "wrong_transaction", "settled_not_served", "served_long_after"):
+            self._settle(order)
+        elif plan == "settled_in_the_last_second":
+            self._later(left_s - BLOCK_S - chance.random(), lambda: self._settle_and_serve(seller, order))
+        elif plan in ("settled_late", "declined_then_settled"):
+            self._later(late_s, lambda: self._settle_and_serve(seller, order))
+        elif plan == "served_before_settled":
+            self._later(late_s, lambda: self._settle(order))
+        if plan == "served_long_after":
+            # It was given up by then: the buyer has to find the job in the vendor's list.
+            self._later(chance.uniform(150, 400), lambda: self._serve(seller, order))
+        if plan in (None, "wrong_transaction", "served_before_settled"):
+            self._serve(seller, order)
+
+    def _settle_and_serve(self, seller: Seller, order: Order) -> None:
+        self._settle(order)
+        if order.transfer is not None:
+            self._serve(seller, order)
+
+    def _settle(self, order: Order) -> None:
+        order.transfer = self._chain.settle(order.cheque)
+        if order.transfer is None:
+            return
+        if self.faults.draw("chain_reorganised") and self._chain.reorganise(order.transfer):
+            self.faults.count("chain_reorganised")
+        if self.looker is not None:
+            self.looker.settled(order.transfer)
+
+    def _serve(self, seller: Seller, order: Order) -> None:
+        chance, now_s = self.faults.chance, self.clock_s()
+        fault = self.faults.one_of(("job_failed", "job_cancelled_by_vendor", "job_without_end"))
+        order.job = Job(
+            vendor_job_id=f"{seller.vendor_id}-{len(seller.jobs) + 1}",
+            payment_id=order.payment_id,
+            amount_atomic=int(order.cheque.value),
+            began_s=now_s,
+            ends_s=now_s + (3_600 if fault == "job_without_end" else chance.uniform(3, 30)),
+            end=ENDS.get(fault, "completed"),
+        )
+        seller.jobs[order.job.vendor_job_id] = order.job
+        if self.looker is not None:
+            self.looker.job_began(seller, order.job)
+
+    def _answer(self, order: Order) -> Submitted | Unsettled | Declined:
+        if order.plan == "declined_then_settled" and order.transfer is None:
+            return Declined(402, "402 insufficient_funds")
+        if order.job is None:
+            return Unsettled("202 the settlement is on its way")
+        said = order.transfer.transaction if order.transfer is not None else None
+        if order.plan == "wrong_transaction":
+            said = "0x" + "ab" * 32
+        reply = SubmitReply(vendor_job_id=order.job.vendor_job_id, status=order.job.status(self.clock_s()))
+        return Submitted(reply, said)
+
+    def _told(self, vendor: Vendor, job: Job, cursor: str | None) -> JobStatus:
+        now_s = self.clock_s()
+        status, lines = job.status(now_s), job.lines(now_s)
+        since = int(cursor) if cursor is not None else 0
+        spent_s = min(now_s, job.ended_s()) - job.began_s
+        return JobStatus(
+            vendor_job_id=job.vendor_job_id,
+            status=status,
+            progress=Decimal(1) if status == "completed" else Decimal(min(99, int(spent_s))) / 100,
+            logs=tuple(f"step {number}" for number in range(since, lines)),
+            cursor=str(lines),
+            cost_so_far=to_decimal(job.amount_atomic, self._asset),
+            error_message="out of memory" if status == "failed" else None,
+            refund=self._refund(vendor, job) if status in ("failed", "cancelled") else None,
+        )
+
+    def _refund(self, vendor: Vendor, job: Job) -> Refund | None:
+        """Return what is said of the refund, which is sent, or not, when it is first told."""
+        seller = self.sellers[vendor.vendor_id]
+        order = seller.orders[job.payment_id]
+        if order.transfer is None:
+            return None
+        if job.refund is None:
+            job.refund = self._promise(seller, job, order.cheque.from_)
+        promise = job.refund
+        return Refund(
+            amount=to_decimal(promise.amount_atomic, self._asset),
+            asset=self._asset.address,
+            network=self._asset.network,
+            transaction=promise.transaction,
+        )
+
+    def _promise(self, seller: Seller, job: Job, payer: str) -> Promise:
+        amount = max(2, job.amount_atomic * self.faults.chance.choice((50, 100)) // 100)
+        others = [one.refund for one in seller.jobs.values() if one.refund is not None and one.refund.transfer]
+        plans = REFUNDS if others else tuple(plan for plan in REFUNDS if plan != "refund_of_another")
+        plan = self.faults.one_of(plans)
+        if plan == "refund_never_sent":
+            return Promise(amount, "0x" + f"{self.faults.chance.getrandbits(256):064x}", None)
+        if plan == "refund_of_another":
+            other = self.faults.chance.choice(others)
+            return Promise(min(other.amount_atomic, job.amount_atomic), other.transaction, None)
+        if plan == "refund_too_small":
+            sent = self._chain.pay(seller.pay_to, payer, amount - 1)
+            sent.known = False
+            return Promise(amount, sent.transaction, None)
+        sent = self._chain.pay(seller.pay_to, payer, amount)
+        if plan == "refund_late":
+            sent.block += int(self.faults.chance.uniform(100, 5_000)) // BLOCK_S
+        return Promise(amount, sent.transaction, sent)
+
+
+def _found(job: Job, now_s: float) -> JobFound:
+    return JobFound(
+        vendor_job_id=job.vendor_job_id,
+        status=job.status(now_s),
+        payment_id=job.payment_id,
+        started_at=at(job.began_s),
+    )

@@ -1,0 +1,293 @@
+"""
+One world, drawn from one number: its vendors, its clocks, its owners' wishes, three processes that sweep and others
+that are called. It lives for a while, then everything goes well, and when nothing is due any more it is looked over.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import traceback
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, cast
+
+from agent.callback import called_back
+from agent.cancel import cancel
+from agent.core.errors import AgentError, RefundTaken
+from agent.core.invariants import Broken
+from agent.core.limits import Limits
+from agent.core.model import GpuPrice, Vendor
+from agent.core.policy import SpendingPolicy
+from agent.core.states import RUN_ENDS
+from agent.edges.planner_bandit import BanditPlanner
+from agent.edges.planner_stub import StubPlanner
+from agent.ports import Agent, ArtifactStore, Chain, Store, VendorGateway, Wallet
+from agent.release import release
+from agent.start import start
+from agent.sweep import sweep
+from agent.tick import tick
+from bench.sim.books import Seller
+from bench.sim.chain import MemoryChain
+from bench.sim.checks import Checks
+from bench.sim.clock import at
+from bench.sim.errands import Astray, Believed, Shelf, Signer
+from bench.sim.faults import Faults
+from bench.sim.ports import ChainPort, Killed, Process, RevokerPort, StorePort, VendorPort, WalletPort
+from bench.sim.store import MemoryStore
+from bench.sim.vendors import Vendors
+from wire.control import JobRequest, StartRequest
+from wire.money import BASE_SEPOLIA_USDC
+
+PAYER = "0x" + "22" * 20
+PROCESSES = 3
+LIMITS = Limits(
+    lease_s=30, misses_max=6, missed_s_max=60, overdue_s=60, refund_wait_s=30, artifacts_s=10, orphans_interval_s=60
+)
+ACTIVE_S = 900.0
+# How often orphans are looked for after the last fault before the world is held to have none.
+ORPHAN_ROUNDS = 4
+SIGNED = dict.fromkeys(("webhook-id", "webhook-timestamp", "webhook-signature"), "")
+# How long a world may take to come to rest after its last fault: refunds are watched for a week.
+REST_S = 86_400.0 * 40
+
+
+@dataclass(frozen=True)
+class Lived:
+    """What became of a world. `trace` is a hash of all that crossed a boundary, in order."""
+
+    ticks: int
+    broken: tuple[Broken, ...]
+    happened: dict[str, int]
+    trace: str
+
+
+class World:
+    """A world before it lives. `clock` is the virtual loop's."""
+
+    def __init__(self, seed: str) -> None:
+        self.chance = random.Random(seed)
+        self.faults = Faults(random.Random(f"{seed}:faults"))
+        self.loop = asyncio.get_running_loop()
+        chance, faults = self.chance, self.faults
+        self._trace = hashlib.sha256(seed.encode())
+        self.skew_s = chance.uniform(-600, 600) if faults.hit("clock_skewed") else 0.0
+        self._born = 0
+        self._to_start = chance.randint(4, 12)
+        self.store = MemoryStore(self.now)
+        self.chain = MemoryChain(lambda: at(self.loop.time()).timestamp())
+        sellers = [_seller(number, chance) for number in range(chance.randint(2, 5))]
+        self.vendors = Vendors(
+            sellers, self.chain, BASE_SEPOLIA_USDC, faults, lambda: self.loop.time(), self.loop.call_later
+        )
+        for seller in sellers:
+            self.store.put_vendor(_registered(seller), replace=False)
+        self.policy = SpendingPolicy(
+            asset=BASE_SEPOLIA_USDC,
+            payment_atomic_max=chance.choice((150_000, 1_000_000)),
+            run_atomic_max=chance.choice((300_000, 10_000_000)),
+            vendor_day_atomic_max=chance.choice((400_000, 100_000_000)),
+            wallet_day_atomic_max=chance.choice((700_000, 100_000_000)),
+        )
+        self.checks = Checks(self.store, self.chain, self.vendors, self.policy, LIMITS, PAYER)
+        self.store.watcher = self.vendors.looker = self.checks
+        self._planner = BanditPlanner() if chance.random() < 0.3 else StubPlanner()
+        self.runs: list[str] = []
+
+    def now(self) -> datetime:
+        """Return the store's time."""
+        return at(self.loop.time() + self.skew_s)
+
+    @property
+    def ticks(self) -> int:
+        """How many ticks have begun: runs claimed."""
+        return sum(row.token for row in self.store.rows.values())
+
+    @property
+    def is_over(self) -> bool:
+        if self.loop.time() > ACTIVE_S or self.checks.broken:
+            return True
+        rows = self.store.rows.values()
+        return len(rows) == self._to_start and all(row.run.status in RUN_ENDS for row in rows)
+
+    def agent(self) -> tuple[Process, Agent]:
+        """Return a new process and the agent in it."""
+        self._born += 1
+        process = Process(f"p{self._born}", self.faults, self.note, LIMITS.lease_s)
+        agent = Agent(
+            store=cast(Store, StorePort(process, self.store)),
+            artifacts=cast(ArtifactStore, Shelf(process)),
+            vendors=cast(VendorGateway, VendorPort(process, self.vendors, self.checks)),
+            chain=cast(Chain, ChainPort(process, self.chain)),
+            planner=Astray(process, self._planner),
+            policy=self.policy,
+            wallet=cast(Wallet, WalletPort(process, Signer(PAYER))),
+            limits=LIMITS,
+            callbacks=Believed(),
+            revoker=RevokerPort(process, self.chain),
+        )
+        return process, agent
+
+    def note(self, line: str) -> None:
+        self._trace.update(f"{self.loop.time()!r} {line}\n".encode())
+
+    async def live(self) -> Lived:
+        """Let the world live, come to rest and be looked over."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PROCESSES):
+                group.create_task(self._serve())
+            group.create_task(self._wish())
+        self.faults.quiet = True
+        if not self.checks.broken:
+            await self.rest()
+            self.checks.at_rest()
+        for run_id, row in self.store.rows.items():
+            self.note(f"{run_id} {row.run.status} {row.run.log.hash}")
+        return Lived(self.ticks, tuple(self.checks.broken), dict(self.faults.happened), self._trace.hexdigest())
+
+    async def _serve(self) -> None:
+        """Sweep in a process, and in another one when that is dead."""
+        while not self.is_over:
+            _, agent = self.agent()
+            await self._survived(self._sweep(agent))
+            await asyncio.sleep(self.chance.uniform(0.5, 10))
+
+    async def _sweep(self, agent: Agent) -> None:
+        while not self.is_over:
+            # What finds nothing due changes nothing: most of such sweeps are left out.
+            served = await self.swept(agent) if self._is_due() or self.chance.random() < 0.05 else 0
+            await asyncio.sleep(1.0 if served else self.chance.uniform(2, 6))
+
+    def _is_due(self) -> bool:
+        now = self.now()
+        return any((at := row.run.next_tick_at) is not None and at <= now for row in self.store.rows.values())
+
+    async def swept(self, agent: Agent) -> int:
+        """Sweep once; return how many runs were served."""
+        try:
+            done = await sweep(agent)
+        except AgentError:
+            return 0
+        for one in done.swept:
+            if one.message.startswith("internal"):
+                self.bug(one.run_id, _LAST.where)
+        for _ in done.orphans.cancelled if done.orphans is not None else ():
+            self.faults.count("orphan_cancelled")
+        return sum(one.message != "Served by another" for one in done.swept)
+
+    def bug(self, run_id: str, detail: str) -> None:
+        self.checks.found([Broken("I5", run_id, f"a bug in the tick: {detail}")])
+
+    async def _survived(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Do `work` in its process; return whether that is still alive."""
+        try:
+            await work
+        except Killed:
+            return False
+        except BaseExceptionGroup as group:
+            if group.split(Killed)[1] is not None:
+                raise
+            return False
+        return True
+
+    async def _wish(self) -> None:
+        """Be the owners: start runs, cancel some, call ticks, now and then two at once."""
+        chance, faults = self.chance, self.faults
+        while not self.is_over:
+            if len(self.runs) < self._to_start and chance.random() < 0.3:
+                await self._start()
+            if faults.hit("clock_jumped"):
+                self.skew_s += chance.uniform(-20, 60)
+            if self.runs:
+                await self._bother(chance.choice(self.runs))
+            await asyncio.sleep(chance.uniform(1, 4))
+
+    async def _bother(self, run_id: str) -> None:
+        faults = self.faults
+        if faults.hit("cancel_asked"):
+            await self._call(lambda agent: cancel(agent, run_id))
+        if faults.draw("cheque_revoked"):
+            await self._call(lambda agent: release(agent, run_id))
+        if faults.hit("called_back"):
+            await self._call(lambda agent: called_back(agent, run_id, None, SIGNED, b"{}"))
+        if faults.hit("ticks_meet"):
+            await asyncio.gather(*[self._call(lambda agent: tick(agent, run_id)) for _ in range(3)])
+
+    async def _start(self) -> None:
+        chance = self.chance
+        request = StartRequest(
+            goal="train",
+            budget_total=Decimal(chance.choice(("0.05", "0.3", "1", "3"))),
+            job=JobRequest(max_hours=Decimal(chance.choice(("0.01", "0.02"))), count=chance.choice((1, 1, 2))),
+            deadline=self.now() + timedelta(seconds=chance.uniform(20, 400)) if chance.random() < 0.2 else None,
+        )
+        number = len(self.runs) + 1
+        for _ in range(1 + self.faults.hit("start_repeated")):
+            await self._call(lambda agent: start(agent, request, f"key-{number}", run_id=f"run_{number:032d}"))
+        if f"run_{number:032d}" in self.store.rows:
+            self.runs.append(f"run_{number:032d}")
+
+    async def _call(self, work: Any) -> None:
+        """Call the agent once, in a process of its own."""
+        _, agent = self.agent()
+        try:
+            await self._survived(work(agent))
+        except AgentError as error:
+            if isinstance(error, RefundTaken):
+                self.bug("", repr(error))
+        except Exception:
+            self.bug("", traceback.format_exc(limit=-3))
+
+    async def rest(self) -> None:
+        """Sweep in one process, without a fault, as long as anything is due."""
+        until_s = self.loop.time() + REST_S
+        _, agent = self.agent()
+        for _ in range(ORPHAN_ROUNDS):
+            await self.swept(agent)
+            await asyncio.sleep(LIMITS.orphans_interval_s + 1)
+        self.checks.without_orphans()
+        while self.loop.time() < until_s and not self.checks.broken:
+            due = [at for row in self.store.rows.values() if (at := row.run.next_tick_at) is not None]
+            if not due:
+                return
+            await asyncio.sleep(max(1.0, (min(due) - self.now()).total_seconds()))
+            await self.swept(agent)
+
+
+def _seller(number: int, chance: random.Random) -> Seller:
+    per_hour = chance.choice((2_000_000, 4_000_000, 8_000_000))
+    dialect: Any = "x402-v1" if chance.random() < 0.2 else "x402-v2"
+    return Seller(f"gpu_{number}", f"0x{number + 1:040x}", per_hour, dialect)
+
+
+def _registered(seller: Seller) -> Vendor:
+    return Vendor(
+        vendor_id=seller.vendor_id,
+        name=seller.vendor_id,
+        endpoint="http://vendor.invalid",
+        pay_to=seller.pay_to,
+        asset=BASE_SEPOLIA_USDC.address,
+        network=BASE_SEPOLIA_USDC.network,
+        base_price_per_hour_atomic=seller.per_hour_atomic,
+        reliability_score=Decimal("0.9"),
+        supported_gpu_types=("A10",),
+        created_at=at(0),
+        updated_at=at(0),
+        prices=(GpuPrice(gpu_type="A10", per_hour_atomic=seller.per_hour_atomic),),
+    )
+
+
+class _Last(logging.Handler):
+    """Keeps the last exception that the sweep told of, and lets nothing be printed."""
+
+    where = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info is not None:
+            self.where = "".join(traceback.format_exception(*record.exc_info, limit=-3))
+
+
+_LAST = _Last()
+logging.getLogger("livery").addHandler(_LAST)
