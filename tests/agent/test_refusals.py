@@ -118,7 +118,7 @@ async def test_a_status_that_cannot_be_is_a_missed_poll_and_not_an_end(world: Wo
         ticked = await world.tick(run_id)
         assert ticked.message == "Job still running", change
         # A poll that moved the mock's job and failed us: nothing of it was kept.
-        assert (ticked.run.jobs[0].misses, ticked.run.jobs[0].progress) == (number, 0), change
+        assert (ticked.run.jobs[0].polls, ticked.run.jobs[0].progress) == ("x" * number, 0), change
     world.hosts.meddle = None
     assert (await world.until_ended(run_id)).status == "completed"
     await world.check_books()

@@ -9,7 +9,7 @@ import pytest
 from agent.cancel import cancel
 from agent.edges.vendor_http import HttpVendors
 from outbound.http import HttpClient
-from tests.fixtures.world import SECRETS, World, replace_agent
+from tests.fixtures.world import World, replace_agent
 
 pytestmark = pytest.mark.slow
 
@@ -65,20 +65,6 @@ async def test_an_answer_lost_after_settling_ends_in_one_settlement_and_one_job(
     assert (await world.tick(run_id)).message == "Job started"
     run = await world.until_ended(run_id)
     assert (run.status, len(run.jobs), len(run.payments)) == ("completed", 1, 1)
-    await world.check_books()
-
-
-@pytest.mark.row(20)
-@pytest.mark.slow
-async def test_a_vendor_that_hangs_after_settling_is_found_again_by_the_payments_id(world: World) -> None:
-    world.script(timeouts_after_settling=2)
-    http = HttpClient(world.hosts)
-    replace_agent(world, vendors=HttpVendors(http, SECRETS, submit_s=2.0))
-    run_id = await world.start()
-    assert (await world.tick(run_id)).message == "Payment pending"
-    run = await world.until_ended(run_id)
-    assert (run.status, len(run.jobs), len(run.payments)) == ("completed", 1, 1)
-    assert len({request.headers["payment-signature"] for request in paid_submissions(world)}) == 1
     await world.check_books()
 
 

@@ -275,14 +275,21 @@ async def test_a_facilitator_that_talks_garbage_at_the_settlement_leaves_it_open
 
 
 @pytest.mark.parametrize("named", [False, True])
-async def test_a_success_is_believed_with_or_without_the_payers_name(world: World, named):
+async def test_a_success_that_the_chain_does_not_show_is_a_settlement_to_come(world: World, named):
+    """A made-up hash or the receipt of another payment buys nothing; the honest answer after it buys one job."""
     payment, cashier = world.cheque(), world.cashier()
     said = dict(WHOLE)
     if named:
         said["payer"] = world.payer.address.upper().replace("0X", "0x")
     world.facilitator.steps["settle"] = [says(said)]
 
-    assert settlement(await world.pay(cashier, payment)).transaction == "0x" + "ab" * 32
+    waiting = await world.pay(cashier, payment)
+
+    assert (waiting.status, detail(waiting)) == (202, f"the settlement 0x{'ab' * 32} is not mined yet")
+    assert world.sales == []
+    served = await world.pay(cashier, payment)
+    assert settlement(served).transaction != WHOLE["transaction"]
+    assert (world.earned(), len(world.sales)) == (PRICE_ATOMIC, 1)
 
 
 @pytest.mark.parametrize("garbage", [says(b"<html>"), says(b"", 500), says({"isValid": True}, 400), says(REFUSED, 503)])

@@ -1,5 +1,6 @@
 """The Store port, what lies beside the runs: holds, refunds, pages, the log, vendors. Every store keeps this."""
 
+import asyncio
 import base64
 import uuid
 from dataclasses import replace
@@ -24,6 +25,15 @@ async def claimed_run(store: Store) -> tuple[Run, int]:
     claim = await store.claim(run.run_id, 600)
     assert isinstance(claim, Claim)
     return run, claim.token
+
+
+async def test_a_turn_is_given_once_in_its_time_to_one_of_all_who_ask(store: Store) -> None:
+    asked = [store.take_turn("orphans", T0 + timedelta(seconds=second), 120) for second in (0, 0, 60, 119)]
+    assert sorted(await asyncio.gather(*asked)) == [False, False, False, True]
+    # A file or a server may have served a later one of these first.
+    later = [T0 + timedelta(seconds=second) for second in (240, 300, 360)]
+    assert [await store.take_turn("orphans", now, 120) for now in later] == [True, False, True]
+    assert await store.take_turn("another", T0, 120)
 
 
 def hold(amount_atomic: int, cap_atomic: int = 10, scope: str = "wallet:2026-01-31") -> Hold:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pymongo import monitoring
+from pymongo import ReadPreference, monitoring
 
 from agent.core.errors import StoreUnavailable
 from agent.edges.store_mongo import MongoStore
@@ -69,6 +69,34 @@ async def test_what_a_transaction_raises_undoes_all_of_it(mongo_place: MongoPlac
     with pytest.raises(LookupError):
         await mongo.transaction(half)
     assert await mongo.run(lambda database: database.lines.count_documents({})) == 0
+    await mongo.close()
+
+
+async def test_a_transaction_that_takes_too_long_is_in_nobodys_way(mongo_place: MongoPlace) -> None:
+    async def write(database: Database, session: Session) -> None:
+        await database.lines.replace_one({"_id": 1}, {"line": "first"}, upsert=True, session=session)
+        # The process is busy with something else until the time is over: the next word of it is not even sent.
+        await asyncio.sleep(0.6)
+        await database.lines.find_one({}, session=session)
+
+    slow = Mongo(mongo_place.url, mongo_place.database, transaction_s_max=0.5)
+    await slow.run(lambda database: database.lines.insert_one({"_id": 1}))
+    with pytest.raises(Unavailable):
+        await slow.transaction(write)
+    other = Mongo(mongo_place.url, mongo_place.database)
+    await other.run(lambda database: database.lines.update_one({"_id": 1}, {"$set": {"line": "second"}}))
+    assert await other.run(lambda database: database.lines.find_one({"_id": 1})) == {"_id": 1, "line": "second"}
+    for mongo in (slow, other):
+        await mongo.close()
+
+
+@pytest.mark.parametrize("options", ["w=1", "readPreference=secondaryPreferred", "w=1&journal=false"])
+async def test_no_url_makes_a_write_stand_on_one_server_alone(mongo_place: MongoPlace, options: str) -> None:
+    mongo = Mongo(f"{mongo_place.url}{'&' if '?' in mongo_place.url else '?'}{options}", mongo_place.database)
+    database = await mongo.database()
+    assert database.write_concern.document == {"w": "majority"}
+    assert database.read_concern.document == {"level": "majority"}
+    assert database.read_preference == ReadPreference.PRIMARY
     await mongo.close()
 
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import hashlib
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import httpx
@@ -13,6 +16,7 @@ from tests.vendor_mock.conftest import Open
 from tests.vendor_mock.world import Buyer, code, new_payment_id, read
 from vendor_mock.catalogue import FIRST_DEV_ACCOUNT, Gpu, VendorPlan
 from vendor_mock.faults import Faults
+from wire import decimal_json
 from wire.money import BASE_SEPOLIA_USDC
 from wire.vendor import ArtifactsReply, JobStatus
 from wire.x402 import SettleResponse, decode_header
@@ -44,9 +48,9 @@ async def test_a_paid_submission_settles_on_the_chain_and_starts_a_job(buyer: Bu
     settled = decode_header(SettleResponse, reply.headers["payment-response"])
     assert submitted["paymentTxId"] == settled.transaction
     assert chain.balance(VENDOR_1) == 1_400_000
-    assert read(await buyer.get("/jobs", key=payment_id)) == {
-        "jobs": [{"vendorJobId": submitted["vendorJobId"], "status": "submitted"}]
-    }
+    (found,) = read(await buyer.get("/jobs", key=payment_id))["jobs"]
+    assert datetime.now(UTC) - datetime.fromisoformat(found.pop("startedAt")) < timedelta(minutes=1)
+    assert found == {"vendorJobId": submitted["vendorJobId"], "status": "submitted", "paymentId": payment_id}
 
 
 @pytest.mark.row(40)
@@ -429,3 +433,56 @@ async def test_a_crash_between_settlement_and_job_ends_in_the_job(
     (found,) = read(await reborn.get("/jobs", key=payment_id))["jobs"]
     assert read(await reborn.post("/submit-job", order, **headers))["vendorJobId"] == found["vendorJobId"]
     assert chain.balance(VENDOR_1) == 1_400_000
+
+
+async def test_a_buyer_sees_what_it_has_running_page_by_page(vendors: Open, payer):
+    from vendor_mock.shop import JOBS_PER_PAGE
+
+    client = vendors()
+    buyer, other = Buyer(client, payer), Buyer(client, payer, 2)
+    shop = client.app.state.shop
+    keys = {}
+    for number in range(2):
+        keys[await buyer.buy(payment_id=f"run_{number:016x}-payment-1")] = f"run_{number:016x}-payment-1"
+    listed = read(await buyer.get("/jobs"))
+    assert "cursor" not in listed
+    assert {job["vendorJobId"]: job["paymentId"] for job in listed["jobs"]} == keys
+    assert {job["status"] for job in listed["jobs"]} == {"submitted"}
+    assert read(await other.get("/jobs")) == {"jobs": []}
+
+    template = await shop.store.find_job(next(iter(keys)))
+    for number in range(JOBS_PER_PAGE):
+        copy = replace(template, job_id=f"vgpu_z{number:04}", payment_id=f"pay-{number:016}")
+        await shop.store.start_job(copy.payment_id, copy.vendor_id, lambda _, copy=copy: copy)
+    first = read(await buyer.get("/jobs"))
+    second = read(await buyer.get("/jobs", after=first["cursor"]))
+    assert [len(first["jobs"]), len(second["jobs"]), "cursor" in second] == [JOBS_PER_PAGE, 2, False]
+    assert len({job["vendorJobId"] for page in (first, second) for job in page["jobs"]}) == JOBS_PER_PAGE + 2
+
+    ended = next(iter(keys))
+    await buyer.post("/cancel-job", {"vendorJobId": ended})
+    assert ended not in {job["vendorJobId"] for job in read(await buyer.get("/jobs"))["jobs"]}
+
+
+@pytest.mark.parametrize(
+    ("hours", "max_hours", "lives_s"), [("2", None, 7_200), ("2", "0.5", 1_800), ("1", "3", 3_600)]
+)
+async def test_a_job_ends_by_itself_when_it_has_lived_as_long_as_it_may(
+    vendors: Open, payer, hours: str, max_hours: str | None, lives_s: int
+):
+    ahead = [0.0]
+    buyer = Buyer(vendors(clock=lambda: time.time() + ahead[0]), payer)
+    order = decimal_json.loads(await buyer.order(hours))
+    body = decimal_json.dumps(order | ({} if max_hours is None else {"maxHours": Decimal(max_hours)}))
+    headers = buyer.sign(await buyer.challenge(body), new_payment_id())
+    job_id = read(await buyer.post("/submit-job", body, **headers))["vendorJobId"]
+    ahead[0] = lives_s - 10
+    assert (await buyer.poll(job_id))["status"] == "running"
+    ahead[0] = lives_s + 1_000
+    assert read(await buyer.get("/jobs")) == {"jobs": []}
+    status = await buyer.poll(job_id)
+    assert (status["status"], status["progress"], "refund" in status) == ("cancelled", Decimal("0.35"), False)
+    (found,) = read(await buyer.get("/jobs", key=headers["Idempotency-Key"]))["jobs"]
+    lived = datetime.fromisoformat(status["endedAt"]) - datetime.fromisoformat(found["startedAt"])
+    assert lived == timedelta(seconds=lives_s)
+    assert status["costSoFar"] == Decimal(hours) * Decimal("1.4")

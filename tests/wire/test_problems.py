@@ -28,6 +28,7 @@ STATUSES = {
     "run_busy": 409,
     "idempotency_conflict": 409,
     "no_signer": 503,
+    "cannot_revoke": 409,
     "unauthorized": 401,
     "forbidden": 403,
     "no_api_secret": 503,

@@ -193,8 +193,8 @@ def test_a_submitted_job_is_waited_for() -> None:
     )
 
 
-def test_an_answered_poll_forgets_the_ones_before_it() -> None:
-    run = a_running_run({"status": "submitted", "misses": 3, "missed_since": T0}, {})
+def test_an_answered_poll_sets_the_clock_back_and_keeps_the_ones_before_it() -> None:
+    run = a_running_run({"status": "submitted", "polls": "xxx", "missed_since": T0}, {})
     event = events.JobObserved(at=at(1), job_id=JOB, status="running", progress=Decimal("0.2"), cursor="7")
     assert of_job(run, event) == (
         {"updated_at": at(1)},
@@ -202,7 +202,7 @@ def test_an_answered_poll_forgets_the_ones_before_it() -> None:
             "status": "running",
             "progress": Decimal("0.2"),
             "cursor": "7",
-            "misses": 0,
+            "polls": "xxx.",
             "missed_since": None,
             "updated_at": at(1),
         },
@@ -213,15 +213,15 @@ def test_an_answered_poll_forgets_the_ones_before_it() -> None:
 def test_a_job_may_stay_as_it_is_and_its_progress_never_falls(status: Any) -> None:
     run = a_running_run({"status": status, "progress": Decimal("0.5")}, {})
     event = events.JobObserved(at=at(1), job_id=JOB, status=status, progress=Decimal("0.4"), cursor="7")
-    assert of_job(run, event)[1] == {"cursor": "7", "updated_at": at(1)}
+    assert of_job(run, event)[1] == {"cursor": "7", "polls": ".", "updated_at": at(1)}
 
 
 def test_misses_are_counted_from_the_first() -> None:
     run = a_running_run({"status": "running"}, {})
-    for count in (1, 2):
-        run = apply(run, events.JobMissed(at=at(count), job_id=JOB, detail="nobody there"))
+    for count, polls in ((1, "x"), (2, "xg")):
+        run = apply(run, events.JobMissed(at=at(count), job_id=JOB, detail="nobody there", gone=count == 2))
         job = find_job(run, JOB)
-        assert (job.misses, job.missed_since, job.updated_at, run.updated_at) == (count, at(1), at(count), at(count))
+        assert (job.polls, job.missed_since, job.updated_at, run.updated_at) == (polls, at(1), at(count), at(count))
     assert (job.status, run.jobs[0], run.phase) == ("running", OTHER_JOB, "executing")
 
 

@@ -141,11 +141,20 @@ def test_a_job_that_was_finished_since_ends_the_rest() -> None:
     assert wish(run=a_run(jobs=jobs), vendors=VENDORS[:1]).action == "start_job"
 
 
-def test_the_chance_is_of_the_run_and_its_log() -> None:
-    runs = [a_run(log=LogHead(seq=seq)) for seq in range(40)]
-    chosen = [wish(run=run).vendor_id for run in runs]
-    assert chosen == [wish(run=run).vendor_id for run in runs]
+def after(attempts: int, **changes: Any) -> Run:
+    """Return a run that has had so many jobs, of somebody else."""
+    jobs = (a_job(number, vendor_id="gpu_vendor_9", status="completed") for number in range(attempts))
+    return a_run(jobs=tuple(jobs), **changes)
+
+
+def test_the_chance_is_of_the_run_and_its_attempts_so_far() -> None:
+    chosen = [wish(run=after(attempts)).vendor_id for attempts in range(40)]
+    assert chosen == [wish(run=after(attempts)).vendor_id for attempts in range(40)]
     assert set(chosen) == {vendor.vendor_id for vendor in VENDORS}
+
+
+def test_nobody_draws_again_by_making_the_log_longer() -> None:
+    assert len({wish(run=after(1, log=LogHead(seq=seq))).vendor_id for seq in range(40)}) == 1
 
 
 def test_one_of_the_shortlist_is_chosen_and_nobody_else() -> None:
@@ -188,7 +197,7 @@ def test_nothing_is_proposed_that_cannot_be(
         for number, (price, score) in enumerate(offers, 1)
     )
     spec = JobSpec(max_hours=None if hours is None else Decimal(hours))
-    run = a_run(budget=ledger.opened(budget_atomic), job=spec, log=LogHead(seq=seq))
+    run = a_run(budget=ledger.opened(budget_atomic), job=spec, run_id=f"run_{seq}")
     question = a_question(*standings, run=run, vendors=vendors)
     advice = advise(question)
     assert advice == advise(question)

@@ -40,14 +40,14 @@ def test_decimals_are_kept_as_text_with_all_their_digits() -> None:
 
 
 def test_kinds_are_told_apart_and_none_is_invented() -> None:
-    assert len({event.kind for event in EVENTS}) == 19
+    assert len({event.kind for event in EVENTS}) == 20
     with pytest.raises(ValidationError):
         event_from({"kind": "run_paused", "at": "2026-01-31T09:30:00Z"})
 
 
 def test_a_run_that_owns_everything_survives_inside_an_event() -> None:
     payment = a_payment(1, status="completed", transaction="0xaa", refund=a_claim())
-    job = a_job(1, misses=2, missed_since=T0, final_metrics={"loss": Decimal("0.10")}, vendor_job_id="v")
+    job = a_job(1, polls=".xx", missed_since=T0, final_metrics={"loss": Decimal("0.10")}, vendor_job_id="v")
     run = a_run(jobs=(job,), payments=(payment,), deadline=at(9), next_tick_at=at(1), price_per_hour_atomic_max=7)
     started = events.RunStarted(at=T0, run=run)
     assert event_from(event_document(started)) == started

@@ -53,6 +53,7 @@ LINES = [
     ("error", "gpu_vendor_1: bad_quote: the quote is zero"),
     ("payment_event", "gpu_vendor_1 quotes 1.4 USDC for 1.00 h of A10"),
     ("payment_event", f"Reserved 1.4 USDC for gpu_vendor_1 and signed it once, in x402-v2 to {PAY_TO}"),
+    ("payment_event", f"The cheque is to be cancelled on the chain in 0x{'ba' * 32}"),
     ("payment_event", "Not paid, released: the cheque lapsed unused"),
     ("error", "over_run_cap: 4 + 1 is above 4"),
     ("metric", "Job at gpu_vendor_1 cancelled: no reason given"),

@@ -43,7 +43,7 @@ def test_a_value_is_frozen_and_has_no_room_for_more(kind: type) -> None:
 
 def test_a_fresh_job_has_no_past() -> None:
     job = a_job()
-    assert (job.progress, job.misses) == (0, 0)
+    assert (job.progress, job.polls) == (0, "")
     assert isinstance(job.progress, Decimal)
     told = ("vendor_job_id", "cursor", "actual_cost_atomic", "final_metrics", "artifact_url", "error_message")
     assert {getattr(job, name) for name in (*told, "missed_since", "completed_at")} == {None}
@@ -105,6 +105,7 @@ ERRORS: list[tuple[type[errors.AgentError], tuple[Any, ...], type[errors.AgentEr
     (errors.UnknownRun, (), errors.Asked, "run_not_found", False),
     (errors.UnknownArtifact, (), errors.Asked, "artifact_not_found", False),
     (errors.RunFinished, (), errors.Asked, "run_finished", False),
+    (errors.CannotRevoke, (), errors.Asked, "cannot_revoke", False),
     (errors.RunBusy, (7,), errors.Asked, "run_busy", True),
     (errors.KeyConflict, (), errors.Asked, "idempotency_conflict", False),
     (errors.BadSignature, (), errors.Asked, "bad_signature", False),

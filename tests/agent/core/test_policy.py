@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from agent.core import ledger, policy
 from agent.core.model import GpuPrice
-from agent.core.policy import Hold, Refusal, check_caps, check_quote, choose_requirements, holds_for, refusal_of
+from agent.core.policy import (
+    Hold,
+    Refusal,
+    check_caps,
+    check_quote,
+    check_terms,
+    choose_requirements,
+    holds_for,
+    refusal_of,
+)
 from tests.agent.core import values
 from tests.agent.core.values import (
     PAY_TO,
@@ -20,6 +29,7 @@ from tests.agent.core.values import (
     a_payment,
     a_run,
     a_vendor,
+    challenge,
     required,
     requirements,
 )
@@ -36,6 +46,30 @@ def chosen(*accepts: Any, quote_atomic: int = PRICE) -> Any:
 def test_a_402_that_asks_what_was_quoted_is_taken_as_it_is() -> None:
     asked = requirements()
     assert chosen(asked) is asked
+
+
+@pytest.mark.parametrize(
+    ("asks", "is_changed"),
+    [
+        ([], False),
+        ([{}], False),
+        ([{"pay_to": PAY_TO.lower()}], False),
+        ([{"amount": "1"}, {}], False),
+        ([{"amount": str(PRICE + 1)}], True),
+        ([{"amount": str(PRICE - 1)}], True),
+        ([{"pay_to": OTHER}], True),
+        ([{"asset": OTHER}], True),
+        ([{"network": "eip155:1"}], True),
+    ],
+    ids=str,
+)
+def test_a_seller_that_was_sent_what_it_asked_and_asks_for_something_else_is_told_apart(
+    asks: list[dict[str, Any]], is_changed: bool
+) -> None:
+    offers = [requirements(**change) for change in asks]
+    said = [challenge(required(*offers))] if offers else []
+    changed = check_terms(a_payment(amount_atomic=PRICE, pay_to=PAY_TO), said)
+    assert (changed is not None and changed.code == "terms_changed") == is_changed
 
 
 @pytest.mark.row(19)

@@ -60,6 +60,27 @@ def test_an_action_that_was_changed_is_a_difference_and_a_broken_chain() -> None
     assert found.run == run
 
 
+def test_a_decision_that_is_worth_the_same_and_written_otherwise_does_not_repeat_bit_for_bit() -> None:
+    _, log = a_recorded_run()
+    place = next(
+        place for place, entry in enumerate(log) if entry.type == "tick" and entry.data["action"]["kind"] == "start_job"
+    )
+    action = log[place].data["action"]
+    log[place] = tampered(log[place], action={**action, "max_hours": "1.000"})
+    [found] = replay(log).differences
+    assert (found.seq, found.recorded) == (log[place].seq, found.decided)
+
+
+def test_a_log_that_is_older_than_a_field_of_a_decision_repeats() -> None:
+    _, log = a_recorded_run()
+    place = next(
+        place for place, entry in enumerate(log) if entry.type == "tick" and entry.data["action"]["kind"] == "wait"
+    )
+    older = {name: value for name, value in log[place].data["action"].items() if name != "until"}
+    log[place] = tampered(log[place], action=older)
+    assert replay(log).differences == ()
+
+
 def test_facts_that_were_changed_are_a_difference() -> None:
     _, log = a_recorded_run()
     log[1] = tampered(log[1], facts={**log[1].data["facts"], "proposal": None})

@@ -43,6 +43,7 @@ ITS_FAULTS = [
     "over_listed_price",
     "paid_not_served",
     "price_mismatch",
+    "terms_changed",
     "unknown_quote_currency",
     "unsupported_scheme",
     "vendor_refused",

@@ -128,6 +128,7 @@ EVENTS: tuple[Event, ...] = (
     events.AttemptFailed(at=at(12), job=a_job(2, status="failed", error_message="bad_quote: the quote is zero")),
     events.JobQuoted(at=at(13), job=a_job(3)),
     events.PaymentReserved(at=at(14), payment=a_payment(3)),
+    events.ChequeRevoked(at=at(14), payment_id="run_1-payment-3", transaction="0x" + "ba" * 32),
     events.PaymentVoided(at=at(15), payment_id="run_1-payment-3", detail="the cheque lapsed unused"),
     events.Refused(at=at(16), code="over_run_cap", detail="4 + 1 is above 4", job_id="run_1-job-3"),
     events.JobEnded(at=at(16), job_id="run_1-job-3", status="cancelled"),

@@ -1,31 +1,31 @@
-"""Two planners answer, one acts: which one is drawn from the run's log, and both wishes are kept."""
+"""Two planners answer, one acts: which one is drawn from the run's attempts, and both wishes are kept."""
 
 from dataclasses import replace
 
 from agent.core.bandit import advise
 from agent.core.log import record
-from agent.core.model import LogHead
 from agent.core.planning import Proposal, Question, first_vendor
 from agent.edges.planner_ab import AbPlanner
 from agent.edges.planner_bandit import BanditPlanner
 from agent.edges.planner_stub import StubPlanner
-from tests.agent.core.values import EVENTS, T0, a_run, a_vendor
+from tests.agent.core.values import EVENTS, T0, a_job, a_run, a_vendor
 
 VENDORS = (a_vendor(1), a_vendor(2, base_price_per_hour_atomic=1_000_000))
 
 
-def a_question(seq: int) -> Question:
-    return Question(run=a_run(log=LogHead(seq=seq)), vendors=VENDORS, standings=(), now=T0)
+def a_question(attempts: int) -> Question:
+    jobs = tuple(a_job(number, vendor_id="gpu_vendor_9", status="completed") for number in range(attempts))
+    return Question(run=a_run(jobs=jobs), vendors=VENDORS, standings=(), now=T0)
 
 
-async def wish(seq: int) -> Proposal:
-    return await AbPlanner(BanditPlanner(), StubPlanner()).propose(a_question(seq))
+async def wish(attempts: int) -> Proposal:
+    return await AbPlanner(BanditPlanner(), StubPlanner()).propose(a_question(attempts))
 
 
 async def test_both_answer_and_each_acts_about_half_of_the_time() -> None:
-    wishes = [await wish(seq) for seq in range(60)]
-    for seq, one in enumerate(wishes):
-        question = a_question(seq)
+    wishes = [await wish(attempts) for attempts in range(60)]
+    for attempts, one in enumerate(wishes):
+        question = a_question(attempts)
         both = [advise(question).proposal, first_vendor(question.run, question.vendors)]
         acting, other = both if one.mode == "bandit" else reversed(both)
         assert one == replace(acting, other=other)
@@ -33,7 +33,7 @@ async def test_both_answer_and_each_acts_about_half_of_the_time() -> None:
 
 
 async def test_the_same_question_has_the_same_answer() -> None:
-    assert [await wish(seq) for seq in range(8)] == [await wish(seq) for seq in range(8)]
+    assert [await wish(number) for number in range(8)] == [await wish(number) for number in range(8)]
 
 
 async def test_the_line_people_read_says_who_wished_what() -> None:

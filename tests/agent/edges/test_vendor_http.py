@@ -1,5 +1,6 @@
 """Vendors over HTTP: whatever comes back becomes a value or one of three errors, and only safe calls are repeated."""
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +15,7 @@ from agent.core.errors import (
     VendorRefused,
     VendorUnreachable,
 )
-from agent.edges.vendor_http import BODY_BYTES_MAX
+from agent.edges.vendor_http import BODY_BYTES_MAX, LIST_PAGES_MAX
 from tests.agent.core.values import challenge, required, requirements
 from tests.agent.edges.vendor_app import QUOTE, STATUS, SUBMITTED, ScriptedVendor
 from tests.contracts.store_values import a_vendor
@@ -259,6 +260,28 @@ async def test_a_job_is_looked_up_by_its_key(vendor: ScriptedVendor) -> None:
     )
     assert await vendor.client().find(VENDOR, "a&b=c") == JobFound(vendor_job_id="v1", status="running")
     assert [dict(request.query_params) for request, _ in vendor.seen] == [{"key": "a&b=c"}] * 2
+
+
+async def test_a_vendor_that_lists_more_than_was_asked_for_sells_no_other_purchases_job(vendor: ScriptedVendor) -> None:
+    other = {"vendorJobId": "v1", "status": "running", "paymentId": "run_1-payment-1"}
+    vendor.says("/base/jobs", {"jobs": [other]})
+    assert await vendor.client().find(VENDOR, "run_2-payment-1") is None
+    vendor.says("/base/jobs", {"jobs": [other, {**other, "vendorJobId": "v2", "paymentId": "run_2-payment-1"}]})
+    found = await vendor.client().find(VENDOR, "run_2-payment-1")
+    assert found is not None
+    assert found.vendor_job_id == "v2"
+
+
+async def test_live_jobs_are_read_page_after_page_and_of_endless_ones_the_first(vendor: ScriptedVendor) -> None:
+    running = {"vendorJobId": "v1", "status": "running", "paymentId": "p1", "startedAt": "2026-01-31T09:00:00Z"}
+    vendor.says("/base/jobs", {"jobs": [running, {"vendorJobId": "v2", "status": "completed"}]})
+    (live,) = await vendor.client().live_jobs(VENDOR)
+    assert (live.vendor_job_id, live.payment_id) == ("v1", "p1")
+    assert live.started_at == datetime(2026, 1, 31, 9, tzinfo=UTC)
+    vendor.says("/base/jobs", {"jobs": [running], "cursor": "page 2"})
+    assert len(await vendor.client().live_jobs(VENDOR)) == LIST_PAGES_MAX
+    asked = [dict(request.query_params) for request, _ in vendor.seen]
+    assert asked == [{}, {}] + [{"after": "page 2"}] * (LIST_PAGES_MAX - 1)
 
 
 async def test_a_poll_sends_the_cursor_it_has_and_none_at_first(vendor: ScriptedVendor) -> None:
