@@ -78,23 +78,19 @@ class Store(Protocol):
         entries: Sequence[Entry] = (),
         *,
         holds: Sequence[Hold] = (),
-        refunds: Sequence[str] = (),
         outcomes: Sequence[Outcome] = (),
         notices: Sequence[Notice] = (),
         durable: bool = False,
     ) -> Hold | None:
         """
-        Store `run` (jobs and payments included), append `entries`, count `holds`, `refunds` and `outcomes`, queue
-        `notices`, all or nothing.
+        Store `run` (jobs and payments included), append `entries`, count `holds` and `outcomes`, queue `notices`, all
+        or nothing.
 
         Returns the hold whose cap refused it, in which case nothing was written; None when saved.
         `cancel_requested_at` is never written here: only `request_cancel` sets it.
-        `refunds` are keys that count once over all runs: `transaction:log_index` of a refund, `vendor_id:vendor_job_id`
-        of a job that was taken up.
 
         Raises:
             StaleClaim: another tick has claimed the run since; nothing was written.
-            RefundTaken: one of `refunds` was counted before; nothing was written.
         """
 
     async def release(self, run_id: str, token: int, next_tick_at: datetime | None) -> None:
@@ -122,9 +118,6 @@ class Store(Protocol):
 
     async def request_cancel(self, run_id: str) -> Run:
         """Record the wish (the first time it was made stands) and make the run due. Raises UnknownRun."""
-
-    async def is_refund_taken(self, key: str) -> bool:
-        """Return whether a key of `save`'s `refunds` was counted, in this run or another."""
 
     async def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
         """Insert `vendor`, or with `replace` overwrite it; return whether anything was written."""

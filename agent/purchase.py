@@ -38,6 +38,7 @@ from agent.core.policy import (
     check_terms,
     choose_challenge,
     holds_for,
+    once,
     refusal_of,
 )
 from agent.ports import Agent, Declined, Submitted, Wallet
@@ -131,13 +132,10 @@ async def pay(turn: Turn, vendor: Vendor, job: Job) -> str:
         return await _give_up(turn, job, refusal)
     payment = await _signed(turn, job, challenge, chosen, request, number)
 
-    before = turn.run
-    turn.record(PaymentReserved(at=turn.now, payment=payment, caps=agent.policy))
+    reserved = PaymentReserved(at=turn.now, payment=payment, caps=agent.policy)
     holds = holds_for(agent.policy, payment.payer, vendor.vendor_id, amount_atomic, turn.now)
-    refused = await turn.save(holds=holds, durable=True)
+    refused = await turn.save(reserved, holds=holds, durable=True)
     if refused is not None:
-        turn.run = before
-        turn.unsaved.clear()
         return await _give_up(turn, job, refusal_of(refused, holds))
     return await send(turn, vendor, payment)
 
@@ -171,12 +169,9 @@ async def take_up(turn: Turn, payment: Payment, vendor_job_id: str) -> bool:
 
     One job is sold once: what another purchase of any run bought is not this one's.
     """
-    key = f"{payment.vendor_id}:{vendor_job_id}"
-    if await turn.agent.store.is_refund_taken(key):
-        return False
-    turn.record(JobSubmitted(at=turn.now, job_id=payment.job_id, vendor_job_id=vendor_job_id))
-    await turn.save(refunds=(key,), durable=True)
-    return True
+    submitted = JobSubmitted(at=turn.now, job_id=payment.job_id, vendor_job_id=vendor_job_id)
+    sold = once(f"{payment.vendor_id}:{vendor_job_id}")
+    return await turn.save(submitted, holds=[sold], durable=True) is None
 
 
 async def _signed(

@@ -9,6 +9,7 @@ from agent.core.apply import find_job
 from agent.core.errors import VendorError
 from agent.core.events import Event, RefundAnnounced, RefundSettled, Refused
 from agent.core.model import Job, Payment, Run, Vendor
+from agent.core.policy import once
 from agent.turn import Turn
 from wire.money import MoneyError, to_atomic
 from wire.vendor import Refund
@@ -72,11 +73,8 @@ async def _settle(turn: Turn) -> bool:
             continue
         claim = payment.refund
         for transfer in await turn.agent.chain.transfers(claim.transaction, payment.pay_to, payment.payer):
-            key = f"{claim.transaction}:{transfer.index}"
             # A transfer from before the payment was signed cannot be its refund.
             if transfer.value_atomic != claim.amount_atomic or transfer.block < payment.from_block:
-                continue
-            if await turn.agent.store.is_refund_taken(key):
                 continue
             settled = RefundSettled(
                 at=turn.now,
@@ -84,10 +82,9 @@ async def _settle(turn: Turn) -> bool:
                 amount_atomic=claim.amount_atomic,
                 transaction=claim.transaction,
             )
-            turn.record(settled)
-            await turn.save(refunds=(key,))
-            counted = True
-            break
+            if await turn.save(settled, holds=[once(f"{claim.transaction}:{transfer.index}")]) is None:
+                counted = True
+                break
     return counted
 
 

@@ -28,8 +28,8 @@ async def settle(turn: Turn, payment: Payment) -> bool:
         if transaction is None:
             cancelled = await chain.cancellation(payment.payer, payment.nonce, start)
             return cancelled is not None and await _void(turn, payment, f"the cheque was cancelled in {cancelled}")
-        turn.record(PaymentSettled(at=turn.now, payment_id=payment.payment_id, transaction=transaction))
-        await turn.save(durable=True)
+        settled = PaymentSettled(at=turn.now, payment_id=payment.payment_id, transaction=transaction)
+        await turn.save(settled, durable=True)
         return True
     lapsed = await chain.finalized_time_s() > payment.valid_before_s
     if lapsed and not await chain.is_nonce_used_finalized(payment.payer, payment.nonce):
@@ -38,8 +38,8 @@ async def settle(turn: Turn, payment: Payment) -> bool:
 
 
 async def _void(turn: Turn, payment: Payment, detail: str) -> bool:
-    turn.record(PaymentVoided(at=turn.now, payment_id=payment.payment_id, detail=detail))
-    await turn.save(holds=_given_back(turn, payment), durable=True)
+    voided = PaymentVoided(at=turn.now, payment_id=payment.payment_id, detail=detail)
+    await turn.save(voided, holds=_given_back(turn, payment), durable=True)
     return True
 
 

@@ -52,27 +52,29 @@ class Turn:
         self.run, entry = log.record_tick(self.run, self.now, document)
         self.unsaved.append(entry)
 
-    async def save(
-        self, *, holds: Sequence[Hold] = (), refunds: Sequence[str] = (), durable: bool = False
-    ) -> Hold | None:
+    async def save(self, *events: Event, holds: Sequence[Hold] = (), durable: bool = False) -> Hold | None:
         """
-        Store the run with what was recorded, in one fenced transaction; return the hold that refused it, if any.
+        Store the run with what was recorded and `events`, in one fenced transaction; return the hold that refused it,
+        if any: then nothing was written and `events` did not happen.
 
         Raises:
             StaleClaim: another tick holds the run by now; nothing was written.
         """
+        before = self.run, self.unsaved[:], self.outcomes[:], self.notices[:]
+        self.record(*events)
         refused = await self.agent.store.save(
             self.token,
             self.run,
             tuple(self.unsaved),
             holds=holds,
-            refunds=refunds,
             outcomes=tuple(self.outcomes),
             notices=tuple(self.notices),
             durable=durable,
         )
-        if refused is None:
-            self.unsaved.clear()
-            self.outcomes.clear()
-            self.notices.clear()
-        return refused
+        if refused is not None:
+            self.run, self.unsaved, self.outcomes, self.notices = before
+            return refused
+        self.unsaved.clear()
+        self.outcomes.clear()
+        self.notices.clear()
+        return None

@@ -65,8 +65,6 @@ async def check(store: Store, notes: Sequence[Note], chain: DevNode, payer: str,
     runs = {run.run_id: run for run in await all_runs(store)}
     logs = {run_id: await store.read_log(run_id) for run_id in runs}
     lost = [line for note in notes if (line := _lost(note, runs, logs)) is not None]
-    refunds = {key for note in notes for key in note.get("refunds", ())}
-    lost += [f"refund {key}" for key in sorted(refunds) if not await store.is_refund_taken(key)]
     lost += _doubled_tokens(notes)
 
     settlements, _ = read_chain(chain, 0)

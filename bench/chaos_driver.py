@@ -85,8 +85,7 @@ class WitnessedStore:
             self.journal.note(what="unanswered", run=run.run_id, detail=str(error))
             raise
         if refused is None:
-            head, refunds = run.log, list(more.get("refunds", ()))
-            self.journal.note(what="save", run=run.run_id, token=token, seq=head.seq, hash=head.hash, refunds=refunds)
+            self.journal.note(what="save", run=run.run_id, token=token, seq=run.log.seq, hash=run.log.hash)
         return refused
 
     async def request_cancel(self, run_id: str) -> Run:

@@ -9,7 +9,7 @@ The agent's errors, split by whose fault it is.
     ├── Unavailable      the world's, retryable: StoreUnavailable, ArtifactsUnavailable, ChainUnavailable, WalletError,
     │                    NoSigner
     ├── StaleClaim       nobody's: another tick was faster; drop what you have and stop
-    └── Bug              ours: IllegalMove, StoreTooNew, RefundTaken
+    └── Bug              ours: IllegalMove, StoreTooNew
 
 Refusals (a price above the quote, a cap) are values, never errors: `core.policy`.
 """
@@ -135,8 +135,4 @@ class IllegalMove(Bug):
 
 
 class StoreTooNew(Bug):
-    pass
-
-
-class RefundTaken(Bug):
     pass

@@ -52,6 +52,11 @@ class Hold:
     cap_atomic: int
 
 
+def once(key: str) -> Hold:
+    """Return the hold that one payment of all gets: a transfer is the refund of one, a vendor's job is sold to one."""
+    return Hold(scope=f"once:{key}", amount_atomic=1, cap_atomic=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpendingPolicy:
     """Caps in atomic units of `asset`, the one token and network this wallet pays in."""

@@ -13,7 +13,7 @@ from pymongo import ReplaceOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from agent.core import standing
-from agent.core.errors import AgentError, Bug, KeyConflict, RefundTaken, StaleClaim
+from agent.core.errors import AgentError, Bug, KeyConflict, StaleClaim
 from agent.core.model import Entry, Job, Notice, Outcome, Payment, Run, Standing, Vendor
 from agent.edges.documents import check_books, decode, decode_run, encode, encode_time, standing_key
 from agent.edges.store_errors import HoldRefused
@@ -68,7 +68,6 @@ async def save(
     run: Run,
     entries: Sequence[Entry],
     holds: Sequence[Hold],
-    refunds: Sequence[str],
     outcomes: Sequence[Outcome],
     notices: Sequence[Notice],
 ) -> None:
@@ -81,9 +80,6 @@ async def save(
         raise StaleClaim(f"run {run.run_id} was claimed by another tick")
     for hold in holds:
         await _count_hold(database, session, hold)
-    for refund in refunds:
-        with _duplicate_means(RefundTaken(f"the refund {refund} was counted before")):
-            await database.refunds.insert_one({"_id": refund, "runId": run.run_id}, session=session)
     for outcome in outcomes:
         await _count_outcome(database, session, outcome)
     if notices:

@@ -22,7 +22,6 @@ COLLECTIONS = (
     "observations",
     "vendors",
     "wallets",
-    "refunds",
     "standings",
     "outbox",
     "schema",

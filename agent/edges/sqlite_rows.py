@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent.core import standing
-from agent.core.errors import Bug, KeyConflict, RefundTaken, StaleClaim, UnknownRun
+from agent.core.errors import Bug, KeyConflict, StaleClaim, UnknownRun
 from agent.core.model import Entry, Job, Notice, Outcome, Payment, Run, Standing, Vendor
 from agent.edges.documents import check_books, decode, decode_run, encode, encode_time, standing_key
 from agent.edges.store_errors import HoldRefused
@@ -73,7 +73,6 @@ def save(
     run: Run,
     entries: Sequence[Entry],
     holds: Sequence[Hold],
-    refunds: Sequence[str],
     outcomes: Sequence[Outcome],
     notices: Sequence[Notice],
 ) -> None:
@@ -87,11 +86,6 @@ def save(
         raise StaleClaim(f"run {run.run_id} was claimed by another tick")
     for hold in holds:
         _count_hold(connection, hold)
-    for refund in refunds:
-        try:
-            connection.execute("INSERT INTO refunds (id, run_id) VALUES (?, ?)", (refund, run.run_id))
-        except sqlite3.IntegrityError:
-            raise RefundTaken(f"the refund {refund} was counted before") from None
     for outcome in outcomes:
         _count_outcome(connection, outcome)
     connection.executemany(

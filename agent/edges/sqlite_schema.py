@@ -47,7 +47,6 @@ _TABLES = (
     "CREATE TABLE vendors (position INTEGER PRIMARY KEY AUTOINCREMENT, vendor_id TEXT NOT NULL, document TEXT NOT NULL)"
     " STRICT",
     "CREATE TABLE wallets (id TEXT PRIMARY KEY, value INTEGER NOT NULL CHECK (value >= 0)) STRICT",
-    "CREATE TABLE refunds (id TEXT PRIMARY KEY, run_id TEXT NOT NULL) STRICT",
 )
 
 # Version 2: how vendors' jobs end, and what is still to be told outside.
@@ -74,5 +73,5 @@ SCHEMA = Schema(
     room="agent",
     steps=(_TABLES, _STANDINGS_AND_OUTBOX),
     indexes=_INDEXES,
-    tables=("runs", "jobs", "payments", "observations", "vendors", "wallets", "refunds", "standings", "outbox"),
+    tables=("runs", "jobs", "payments", "observations", "vendors", "wallets", "standings", "outbox"),
 )

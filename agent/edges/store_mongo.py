@@ -63,7 +63,6 @@ class MongoStore:
         entries: Sequence[Entry] = (),
         *,
         holds: Sequence[Hold] = (),
-        refunds: Sequence[str] = (),
         outcomes: Sequence[Outcome] = (),
         notices: Sequence[Notice] = (),
         durable: bool = False,
@@ -71,7 +70,7 @@ class MongoStore:
         """See `Store.save`."""
 
         async def write(database: Database, session: Session) -> None:
-            await documents.save(database, session, token, run, entries, holds, refunds, outcomes, notices)
+            await documents.save(database, session, token, run, entries, holds, outcomes, notices)
 
         if holds:
             await self._run(lambda database: documents.open_counters(database, holds))
@@ -157,10 +156,6 @@ class MongoStore:
         condition = {"_id": known, "status": {"$nin": _ENDS}}
         await self._run(lambda database: database.runs.update_one(condition, change))
         return await self.read_run(known)
-
-    async def is_refund_taken(self, key: str) -> bool:
-        """See `Store.is_refund_taken`."""
-        return await self._run(lambda database: database.refunds.find_one({"_id": key})) is not None
 
     async def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
         """See `Store.put_vendor`. A vendor that is replaced keeps its place in the order."""

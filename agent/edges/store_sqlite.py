@@ -52,7 +52,6 @@ class SqliteStore:
         entries: Sequence[Entry] = (),
         *,
         holds: Sequence[Hold] = (),
-        refunds: Sequence[str] = (),
         outcomes: Sequence[Outcome] = (),
         notices: Sequence[Notice] = (),
         durable: bool = False,
@@ -60,7 +59,7 @@ class SqliteStore:
         """See `Store.save`."""
         try:
             await self._write(
-                lambda connection: rows.save(connection, token, run, entries, holds, refunds, outcomes, notices),
+                lambda connection: rows.save(connection, token, run, entries, holds, outcomes, notices),
                 durable,
             )
         except HoldRefused as refusal:
@@ -116,11 +115,6 @@ class SqliteStore:
     async def request_cancel(self, run_id: str) -> Run:
         """See `Store.request_cancel`. A run that has ended is returned as it is."""
         return await self._write(lambda connection: _request_cancel(connection, _known(run_id)))
-
-    async def is_refund_taken(self, key: str) -> bool:
-        """See `Store.is_refund_taken`."""
-        query = "SELECT 1 FROM refunds WHERE id = ?"
-        return await self._read(lambda connection: connection.execute(query, (key,)).fetchone() is not None)
 
     async def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
         """See `Store.put_vendor`. A vendor that is replaced keeps its place in the order."""

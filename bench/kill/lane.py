@@ -47,7 +47,6 @@ LEFT = (
     "payments",
     "observations",
     "wallets",
-    "refunds",
     "standings",
     "outbox",
     "fs.files",

@@ -136,7 +136,7 @@ _TICK = (
     _buyer("after commit, before release", "store", "release", "before", calls_max=3),
     _buyer("after settlement stored", "store", "save", "after", is_meant=_saves("payment_settled")),
     _buyer("after cancel at the vendor", "vendors", "cancel", "after", scenes=("cancels",)),
-    _buyer("after refund seen", "store", "is_refund_taken", "after", scenes=_REFUNDS),
+    _buyer("before refund counted", "store", "save", "before", is_meant=_saves("refund_settled"), scenes=_REFUNDS),
     _buyer("after refund counted", "store", "save", "after", is_meant=_saves("refund_settled"), scenes=_REFUNDS),
     _buyer("before files are listed", "vendors", "artifacts", "before"),
     _buyer("after a file is kept", "artifacts", "put", "after", calls_max=2, scenes=("buys", "late", "fails")),

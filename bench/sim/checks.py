@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from agent.core.invariants import Broken, Settlement, of_run, of_step, of_world
 from agent.core.limits import Limits
 from agent.core.model import Entry, LogHead, Payment, Run, Vendor
-from agent.core.policy import OVERPRICE_PERCENT_MAX, SpendingPolicy
+from agent.core.policy import OVERPRICE_PERCENT_MAX, SpendingPolicy, once
 from agent.core.replay import replay
 from agent.core.states import JOB_ENDS, OPEN_PAYMENTS, RUN_ENDS
 from bench.sim.books import Job, Seller
@@ -182,6 +182,11 @@ class Checks:
         for paid in (paid for run in runs for paid in run.payments if paid.status != "failed"):
             scope = f"{paid.network}:{paid.asset.lower()}:{paid.payer.lower()}:{paid.created_at:%Y-%m-%d}"
             wanted.update({scope: paid.amount_atomic, f"{scope}:{paid.vendor_id}": paid.amount_atomic})
+            if paid.status == "refunded" and paid.refund is not None:
+                # A simulated transaction has one transfer.
+                wanted[once(f"{paid.refund.transaction}:0").scope] += 1
+        jobs = [job for run in runs for job in run.jobs if job.vendor_job_id is not None]
+        wanted.update(once(f"{job.vendor_id}:{job.vendor_job_id}").scope for job in jobs)
         for scope in sorted(wanted.keys() | self.store.holds.keys()):
             if wanted[scope] != self.store.holds.get(scope, 0):
                 yield f"{self.store.holds.get(scope, 0)} is held under {scope}, payments are {wanted[scope]}"

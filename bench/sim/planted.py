@@ -17,7 +17,7 @@ import agent.stop
 import agent.tick
 from agent.core.apply import find_job, find_payment
 from agent.core.decide import CancelJobs
-from agent.core.events import JobEnded, PaymentVoided, RefundSettled
+from agent.core.events import Event, JobEnded, PaymentReserved, PaymentVoided, RefundSettled
 from agent.core.model import Job, Payment, Vendor
 from agent.core.policy import Hold, SpendingPolicy, holds_for
 from agent.turn import Turn
@@ -43,9 +43,16 @@ async def _release(turn: Turn, payment: Payment) -> bool:
 _SETTLE = agent.settle.settle
 
 
-async def _send_unstored(self: Turn, *, holds: Sequence[Hold] = (), **named: Any) -> Hold | None:
-    # The intent is written with what came of it.
-    return None if holds and holds[0].amount_atomic > 0 else await _SAVE(self, holds=holds, **named)
+async def _send_unstored(self: Turn, *events: Event, **named: Any) -> Hold | None:
+    if any(isinstance(event, PaymentReserved) for event in events):
+        # The intent is written with what came of it.
+        self.record(*events)
+        return None
+    return await _SAVE(self, *events, **named)
+
+
+def _over_and_over(key: str) -> Hold:
+    return Hold(scope=f"once:{key}", amount_atomic=1, cap_atomic=10**15)
 
 
 async def _believe(turn: Turn) -> bool:
@@ -116,7 +123,7 @@ PLANTS: Mapping[int, tuple[str, tuple[Patch, ...]]] = {
     4: ("the intent to pay is not stored before the cheque is sent", ((Turn, "save", _send_unstored),)),
     5: (
         "a refund is not remembered, and counted for another payment",
-        ((MemoryStore, "is_refund_taken", lambda self, key: False),),
+        ((agent.refunds, "once", _over_and_over),),
     ),
     6: ("a refund counts when it is announced", ((agent.refunds, "_settle", _believe),)),
     7: (

@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -70,10 +70,17 @@ def live_in(seed: int, number: int, plant: int | None = None) -> Lived:
         return run_virtually(live())
 
 
-def simulate(seed: int, ticks: int, plant: int | None = None, jobs: int = 1) -> Simulated:
-    """Return what became of the worlds of `seed` until one broke or `ticks` were made; the same whatever `jobs` is."""
+def simulate(
+    seed: int, ticks: int, plant: int | None = None, jobs: int = 1, worlds: Iterable[int] | None = None
+) -> Simulated:
+    """
+    Return what became of the worlds of `seed` until one broke or `ticks` were made; the same whatever `jobs` is.
+
+    Args:
+        worlds: these alone; None is one after another, without end.
+    """
     done, began_s = Simulated(seed), time.monotonic()
-    for lived in _lives(seed, plant, jobs):
+    for lived in _lives(seed, plant, jobs, count() if worlds is None else iter(worlds)):
         done.add(lived)
         if lived.broken or done.ticks >= ticks:
             break
@@ -81,11 +88,10 @@ def simulate(seed: int, ticks: int, plant: int | None = None, jobs: int = 1) -> 
     return done
 
 
-def _lives(seed: int, plant: int | None, jobs: int) -> Iterator[Lived]:
+def _lives(seed: int, plant: int | None, jobs: int, numbers: Iterator[int]) -> Iterator[Lived]:
     if jobs == 1:
-        yield from (live_in(seed, number, plant) for number in count())
+        yield from (live_in(seed, number, plant) for number in numbers)
         return
-    numbers = count()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         while batch := list(islice(numbers, WORLDS_AT_ONCE * jobs)):
             yield from pool.map(live_in, [seed] * len(batch), batch, [plant] * len(batch))
@@ -114,11 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     if options.plants:
         return _matrix(seed, options)
-    if options.world is not None:
-        done = Simulated(seed)
-        done.add(live_in(seed, options.world, options.plant))
-    else:
-        done = simulate(seed, options.ticks, options.plant, options.jobs)
+    only = None if options.world is None else (options.world,)
+    done = simulate(seed, options.ticks, options.plant, options.jobs, only)
     missing = done.missing() if options.plant is None else []
     document = {
         "seed": seed,

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from agent.core import standing
-from agent.core.errors import Bug, KeyConflict, RefundTaken, StaleClaim, UnknownRun
+from agent.core.errors import Bug, KeyConflict, StaleClaim, UnknownRun
 from agent.core.model import Entry, Notice, Outcome, Run, Standing, Vendor
 from agent.core.states import RUN_ENDS
 from agent.edges.documents import check_books, decode_cursor, decode_time, encode_cursor, encode_time, is_id
@@ -44,7 +44,6 @@ class MemoryStore:
         self.rows: dict[str, Row] = {}
         self.vendors: dict[str, Vendor] = {}
         self.holds: dict[str, int] = {}
-        self.refunds: dict[str, str] = {}
         self.watcher: Watcher | None = None
         self._keys: dict[str, tuple[str, str]] = {}
         self._owners: dict[str, str] = {}
@@ -88,7 +87,6 @@ class MemoryStore:
         entries: Sequence[Entry] = (),
         *,
         holds: Sequence[Hold] = (),
-        refunds: Sequence[str] = (),
         outcomes: Sequence[Outcome] = (),
         notices: Sequence[Notice] = (),
         durable: bool = False,
@@ -103,12 +101,10 @@ class MemoryStore:
             if hold.amount_atomic > 0 and value > hold.cap_atomic:
                 return hold
             values[hold.scope] = max(0, value)
-        self._check_refunds(refunds)
         if {entry.seq for entry in entries} & {entry.seq for entry in row.log[-len(entries) :]}:
             raise Bug(f"run {run.run_id} has such an entry")
         self._own(run)
         self.holds = values
-        self.refunds |= dict.fromkeys(refunds, run.run_id)
         for outcome in outcomes:
             key = outcome.vendor_id, outcome.gpu_type
             before = self._standings.get(key) or standing.opened(*key, outcome.at)
@@ -177,9 +173,6 @@ class MemoryStore:
             row.run = replace(row.run, cancel_requested_at=asked, next_tick_at=due)
         return row.run
 
-    def is_refund_taken(self, key: str) -> bool:
-        return key in self.refunds
-
     def put_vendor(self, vendor: Vendor, *, replace: bool) -> bool:
         if vendor.vendor_id in self.vendors and not replace:
             return False
@@ -222,11 +215,6 @@ class MemoryStore:
         if not is_id(run_id) or run_id not in self.rows:
             raise UnknownRun(f"there is no run {run_id!r}")
         return self.rows[run_id]
-
-    def _check_refunds(self, refunds: Sequence[str]) -> None:
-        for place, refund in enumerate(refunds):
-            if refund in refunds[:place] or self.is_refund_taken(refund):
-                raise RefundTaken(f"the refund {refund} was counted before")
 
     def _own(self, run: Run) -> None:
         """Let no job, payment or transaction belong to two."""

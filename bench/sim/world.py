@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from agent.callback import called_back
 from agent.cancel import cancel
-from agent.core.errors import AgentError, RefundTaken
+from agent.core.errors import AgentError, Bug
 from agent.core.invariants import Broken
 from agent.core.limits import Limits
 from agent.core.model import GpuPrice, Vendor
@@ -172,7 +172,7 @@ class World:
             return 0
         for one in done.swept:
             if one.message.startswith("internal"):
-                self.bug(one.run_id, _LAST.where)
+                self.bug(one.run_id, _LAST.where or one.message)
         for _ in done.orphans.cancelled if done.orphans is not None else ():
             self.faults.count("orphan_cancelled")
         return sum(one.message != "Served by another" for one in done.swept)
@@ -234,9 +234,10 @@ class World:
         _, agent = self.agent()
         try:
             await self._survived(work(agent))
-        except AgentError as error:
-            if isinstance(error, RefundTaken):
-                self.bug("", repr(error))
+        except Bug:
+            self.bug("", traceback.format_exc(limit=-3))
+        except AgentError:
+            return
         except Exception:
             self.bug("", traceback.format_exc(limit=-3))
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.core.errors import RefundTaken
 from agent.core.model import Run
+from agent.core.policy import once
 from agent.ports import Claim, Hold, Store
 from tests.contracts.store_values import T0, a_payment, a_run, a_vendor, an_entry, entries_of, stored
 
@@ -46,12 +46,12 @@ async def test_a_hold_above_its_cap_is_returned_and_nothing_is_written(store: St
     assert await store.save(token, run, holds=[hold(7)]) is None
     changed = replace(run, goal="changed", payments=(a_payment(),))
     holds = [hold(1, scope="vendor"), refused, hold(1)]
-    assert await store.save(token, changed, entries_of(run, [1]), holds=holds, refunds=["0xaa:0"]) == refused
+    assert await store.save(token, changed, entries_of(run, [1]), holds=[once("0xaa:0"), *holds]) == refused
     assert await store.read_run(run.run_id) == run
     assert await store.read_log(run.run_id) == []
-    # Neither the hold before it nor the refund was counted.
+    # None of the holds before it was counted.
     full = [hold(10, scope="vendor"), hold(3)]
-    assert await store.save(token, changed, entries_of(run, [1]), holds=full, refunds=["0xaa:0"]) is None
+    assert await store.save(token, changed, entries_of(run, [1]), holds=[once("0xaa:0"), *full]) is None
 
 
 async def test_holds_of_one_scope_are_counted_over_all_runs(store: Store) -> None:
@@ -78,24 +78,17 @@ async def test_no_sequence_of_holds_passes_its_cap_or_falls_below_nothing(
     assert await store.save(token, run, holds=[hold(1, counted + 1, scope)]) is None
 
 
-async def test_a_refund_is_counted_once_over_all_runs(store: Store) -> None:
-    (one, token), (other, other_token) = await claimed_run(store), await claimed_run(store)
-    assert await store.save(token, one, refunds=["0xaa:0", "0xaa:1"]) is None
-    changed = replace(other, goal="changed")
-    with pytest.raises(RefundTaken):
-        await store.save(other_token, changed, entries_of(other, [1]), refunds=["0xbb:0", "0xaa:1"])
-    with pytest.raises(RefundTaken):
-        await store.save(other_token, changed, refunds=["0xcc:0", "0xcc:0"])
-    assert await store.read_run(other.run_id) == other
-    assert await store.save(other_token, changed, entries_of(other, [1]), refunds=["0xbb:0", "0xcc:0"]) is None
-
-
-async def test_a_counted_refund_is_known_to_be_taken_by_every_run(store: Store) -> None:
-    run, token = await claimed_run(store)
-    assert not await store.is_refund_taken("0xaa:0")
-    assert await store.save(token, run, refunds=["0xaa:0"]) is None
-    assert await store.is_refund_taken("0xaa:0")
-    assert not await store.is_refund_taken("0xaa:1")
+async def test_what_counts_once_counts_once_over_all_runs_and_at_once(store: Store) -> None:
+    held = [await claimed_run(store) for _ in range(5)]
+    asked = [store.save(token, run, entries_of(run, [1]), holds=[once("0xaa:0")]) for run, token in held]
+    refused = await asyncio.gather(*asked)
+    assert refused.count(None) == 1
+    assert refused.count(once("0xaa:0")) == 4
+    for (run, _), refusal in zip(held, refused, strict=True):
+        assert len(await store.read_log(run.run_id)) == (refusal is None)
+    run, token = next(one for one, refusal in zip(held, refused, strict=True) if refusal is not None)
+    assert await store.save(token, run, holds=[once("0xcc:0"), once("0xcc:0")]) == once("0xcc:0")
+    assert await store.save(token, run, entries_of(run, [1]), holds=[once("0xcc:0"), once("0xaa:1")]) is None
 
 
 @with_one_store

@@ -9,6 +9,7 @@ import pytest
 
 from agent.core.errors import Bug, KeyConflict, StaleClaim, UnknownRun
 from agent.core.model import Budget, RefundClaim
+from agent.core.policy import once
 from agent.ports import Busy, Claim, Store
 from tests.contracts.store_values import T0, a_job, a_payment, a_run, entries_of, log_of, stored
 
@@ -160,10 +161,10 @@ async def test_a_save_after_another_claim_is_stale_and_writes_nothing(store: Sto
     new = await claimed(store, run.run_id)
     changed = replace(run, goal="changed", jobs=(a_job(),), payments=(a_payment(),))
     with pytest.raises(StaleClaim):
-        await store.save(old.token, changed, entries_of(run, [1]), refunds=["0xaa:0"])
+        await store.save(old.token, changed, entries_of(run, [1]), holds=[once("0xaa:0")])
     assert await store.read_run(run.run_id) == run
     assert await store.read_log(run.run_id) == []
-    assert await store.save(new.token, changed, entries_of(run, [1]), refunds=["0xaa:0"]) is None
+    assert await store.save(new.token, changed, entries_of(run, [1]), holds=[once("0xaa:0")]) is None
 
 
 @pytest.mark.parametrize(

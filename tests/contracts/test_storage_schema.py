@@ -27,7 +27,7 @@ INDEXES = [
     "runs_start_key",
     "outbox_due_at",
 ]
-TABLES = ["runs", "jobs", "payments", "observations", "vendors", "wallets", "refunds", "standings", "outbox"]
+TABLES = ["runs", "jobs", "payments", "observations", "vendors", "wallets", "standings", "outbox"]
 
 
 def alter(place: Place, sqlite: str, mongo: Callable[..., object]) -> None:

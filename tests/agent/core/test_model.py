@@ -124,7 +124,6 @@ ERRORS: list[tuple[type[errors.AgentError], tuple[Any, ...], type[errors.AgentEr
     (errors.StaleClaim, (), errors.AgentError, "run_busy", True),
     (errors.IllegalMove, (), errors.Bug, "internal", False),
     (errors.StoreTooNew, (), errors.Bug, "internal", False),
-    (errors.RefundTaken, (), errors.Bug, "internal", False),
 ]
 
 
