@@ -1,7 +1,8 @@
 """
 Auditing: the stored runs and their logs, the chain and the vendors are asked, and `core.audit` says where they differ.
 
-Nothing is written and no lease is taken: ticks go on meanwhile, so what differs is read again before it is said.
+Nothing is written and no lease is taken: ticks go on meanwhile. So the books are read, then the world, then what moved
+of the books meanwhile. A run that seems to differ and moved is read again alone, faster than ticks follow each other.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from agent.core import audit as core
 from agent.core.audit import Account, Answer, Report, Unchecked, Wallet, World
-from agent.core.errors import ChainUnavailable, VendorError, VendorRefused
+from agent.core.errors import ChainUnavailable, VendorError, VendorRefused, WalletError
 from agent.core.model import Payment, Run, Vendor
 from agent.core.states import JOB_ENDS
 from agent.ports import Agent
@@ -28,24 +29,40 @@ async def audit(agent: Agent, run_id: str | None = None) -> Report:
     Raises:
         UnknownRun, StoreUnavailable: there are no books to look at. A chain or a vendor that is away is in the report.
     """
+    report = await _once(agent, run_id)
+    if run_id is not None:
+        return report if not report.late else await _alone(agent, run_id)
+    for late in report.late:
+        again = await _alone(agent, late)
+        known = {*report.differences, *report.unchecked}
+        report = replace(
+            report,
+            differences=report.differences + tuple(one for one in again.differences if one.code not in core.STANDS),
+            unchecked=report.unchecked + tuple(one for one in again.unchecked if one not in known),
+        )
+    return replace(report, late=())
+
+
+async def _alone(agent: Agent, run_id: str) -> Report:
+    """Return the report of one run that a tick moved on while it was read."""
     for _ in range(READS_MAX):
-        accounts = await _accounts(agent, run_id)
-        books = core.books_of(accounts)
-        world = await _world(agent, [run for run, _ in books], whole=run_id is None)
-        report = core.audit(books, world, whole=run_id is None)
-        moved = await _moved(agent, accounts, run_id) if report.differences else frozenset()
-        if not moved:
+        report = await _once(agent, run_id)
+        if not report.late:
             return report
-    return _of_what_stood_still(report, moved)
+    late = Unchecked(run_id, "run", "it was ticked while it was read: audit it again")
+    return replace(report, unchecked=(*report.unchecked, late), late=())
 
 
-def _of_what_stood_still(report: Report, moved: frozenset[str]) -> Report:
-    """Return `report` without what it says of runs that were ticked meanwhile: that was not seen at one moment."""
-    still = tuple(one for one in report.differences if one.run_id and one.run_id not in moved)
-    late = tuple(
-        Unchecked(run_id, "run", "it was ticked while it was read: audit it again") for run_id in sorted(moved)
-    )
-    return replace(report, differences=still, unchecked=report.unchecked + late)
+async def _once(agent: Agent, run_id: str | None) -> Report:
+    whole, asset = run_id is None, agent.policy.asset
+    accounts = await _accounts(agent, run_id)
+    books = core.books_of(accounts)
+    world = await _world(agent, [run for run, _ in books], whole=whole)
+    report = core.audit(books, world, asset, whole=whole)
+    if not report.differences and not report.unchecked:
+        return report
+    later = await _later(agent, accounts, run_id)
+    return core.audit(books, replace(world, later=later), asset, whole=whole) if later else report
 
 
 async def _accounts(agent: Agent, run_id: str | None) -> list[Account]:
@@ -72,11 +89,12 @@ async def _account(agent: Agent, run_id: str) -> Account:
     return Account(run=run, entries=tuple(entries))
 
 
-async def _moved(agent: Agent, accounts: Sequence[Account], run_id: str | None) -> frozenset[str]:
-    """Return the runs that were saved, or began, since they were read."""
+async def _later(agent: Agent, accounts: Sequence[Account], run_id: str | None) -> tuple[Run, ...]:
+    """Return the runs that were saved, or began, since they were read, as they are now."""
     seen = {account.run.run_id: account.run.log.seq for account in accounts}
     ids = [run_id] if run_id is not None else await _ids(agent)
-    return frozenset([one for one in ids if (await agent.store.read_run(one)).log.seq != seen.get(one)])
+    runs = [await agent.store.read_run(one) for one in ids]
+    return tuple(run for run in runs if run.log.seq != seen.get(run.run_id))
 
 
 async def _world(agent: Agent, runs: Sequence[Run], *, whole: bool) -> World:
@@ -89,27 +107,45 @@ async def _world(agent: Agent, runs: Sequence[Run], *, whole: bool) -> World:
         if run.asset != agent.policy.asset
     ]
     wallets: dict[str, Wallet] = {}
+    used: list[tuple[str, str]] = []
     payments = [payment for run in ours for payment in run.payments]
-    for address in sorted({payment.payer.lower() for payment in payments}):
-        since = min(payment.from_block for payment in payments if payment.payer.lower() == address)
+    payers = {payment.payer.lower() for payment in payments}
+    try:
+        own = {(await agent.wallet.address()).lower()} if ours and agent.wallet is not None else set()
+    except WalletError as error:
+        own = set()
+        unchecked.append(Unchecked("", "wallet", f"its address could not be asked: {error}"))
+    for address in sorted(payers | own):
         try:
-            wallet = await _wallet(agent, address, max(0, since - HEAD_MARGIN_BLOCKS))
+            if address in payers:
+                since = min(payment.from_block for payment in payments if payment.payer.lower() == address)
+                wallets[address] = await _wallet(agent, address, max(0, since - HEAD_MARGIN_BLOCKS))
+            used += await _used(agent, address, [nonce for run in ours for nonce in core.next_nonces(run)])
         except ChainUnavailable as error:
             unchecked.append(Unchecked("", address, f"the chain could not be asked: {error}"))
-            continue
-        wallets[address] = wallet
-        if whole and wallet.before_atomic is None:
-            why = f"the node no longer knows what it held in block {wallet.since}"
-            unchecked.append(Unchecked("", address, why))
+    if whole:
+        unchecked += [
+            Unchecked("", wallet.address, f"the node no longer knows what it held in block {wallet.since}")
+            for wallet in wallets.values()
+            if wallet.before_atomic is None
+        ]
     vendors = {vendor.vendor_id: vendor for vendor in await agent.store.list_vendors()}
     answers, silent = await _answers(agent, runs, vendors)
     live, deaf = await _live(agent, vendors) if whole else ((), ())
-    return World(wallets=wallets, answers=answers, live=live, unchecked=(*unchecked, *silent, *deaf))
+    return World(
+        wallets=wallets,
+        answers=answers,
+        live=live,
+        used=used,
+        doors={vendor_id: vendor.endpoint.rstrip("/") for vendor_id, vendor in vendors.items()},
+        unchecked=(*unchecked, *silent, *deaf),
+    )
 
 
 async def _wallet(agent: Agent, address: str, since: int) -> Wallet:
+    """Return what the chain shows of a payer up to its newest block as it is now, whatever is mined meanwhile."""
     chain = agent.chain
-    head = await chain.head()
+    head, finalized_s = await chain.head(), await chain.finalized_time_s()
     history = await chain.history(address, since, head)
     after = await chain.balance(address, head)
     try:
@@ -117,7 +153,24 @@ async def _wallet(agent: Agent, address: str, since: int) -> Wallet:
     except ChainUnavailable:
         # Nodes forget old states and keep old logs: the logs were read.
         before = None
-    return Wallet(address=address, since=since, before_atomic=before, after_atomic=after, history=history)
+    return Wallet(
+        address=address,
+        since=since,
+        before_atomic=before,
+        after_atomic=after,
+        finalized_s=finalized_s,
+        history=history,
+    )
+
+
+async def _used(agent: Agent, payer: str, nonces: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the cheques of a payer, of those with these nonces, that the token knows as cashed or cancelled."""
+    found: list[tuple[str, str]] = []
+    for start in range(0, len(nonces), CALLS_AT_ONCE):
+        some = nonces[start : start + CALLS_AT_ONCE]
+        states = await asyncio.gather(*(agent.chain.is_nonce_used(payer, nonce) for nonce in some))
+        found += [(payer, nonce) for nonce, is_used in zip(some, states, strict=True) if is_used]
+    return found
 
 
 async def _answers(

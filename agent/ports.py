@@ -13,11 +13,11 @@ from agent.core.answers import Unsettled as Unsettled
 from agent.core.dialects import Challenge
 from agent.core.limits import Limits as Limits
 from agent.core.model import Dialect, Entry, Notice, Outcome, Run, Standing, Vendor
-from agent.core.onchain import History
-from agent.core.onchain import TransferLog as TransferLog
 from agent.core.planning import Proposal, Question
 from agent.core.policy import Hold as Hold
 from agent.core.policy import SpendingPolicy
+from chain.moves import History
+from chain.moves import TransferLog as TransferLog
 from wire.vendor import ArtifactsReply, JobFound, JobStatus, OffersReply, Quote, QuoteRequest
 
 

@@ -48,8 +48,7 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
         pass  # It keeps no list of its jobs, and can only be sent the same bytes.
     except VendorError as error:
         silence = f"{NoVendorSecret.refusal if isinstance(error, NoVendorSecret) else 'jobs'}: {error}"
-    unserved = payment.status == "completed" and payment.sends >= turn.agent.limits.unserved_sends_max
-    if unserved and lapsed:
+    if payment.status == "completed" and lapsed and _is_given_up(turn, payment, silence):
         why = payment.error_message or ""
         return await _fail(turn, job, why if why.startswith(NoVendorSecret.refusal) else f"paid_not_served: {why}")
     # A run that is to end does not offer its cheque again, nor is a revoked one; what was paid for is asked for, to be
@@ -71,9 +70,22 @@ async def _resume(turn: Turn, vendor: Vendor | None, job: Job) -> str:
     return await pay(turn, vendor, job)
 
 
+def _is_given_up(turn: Turn, payment: Payment, silence: str | None) -> bool:
+    """
+    Return whether the job that was paid for, and is not there, is waited for no longer.
+
+    A vendor that says so, or keeps no list, was sent the bytes often enough. Silence is not a no: it needs as much time
+    as that of a job that was heard of.
+    """
+    limits = turn.agent.limits
+    if silence is None:
+        return payment.sends >= limits.unserved_sends_max
+    return turn.now.timestamp() > payment.valid_before_s + limits.missed_s_max
+
+
 async def _held_back(turn: Turn, payment: Payment, silence: str) -> str:
-    """Do not send: nobody can say whether the job is there already. A try all the same; the next tick asks again."""
-    turn.record(SubmissionUnanswered(at=turn.now, payment_id=payment.payment_id, detail=silence))
+    """Do not send: nobody can say whether the job is there already. The next tick asks again."""
+    turn.record(SubmissionUnanswered(at=turn.now, payment_id=payment.payment_id, detail=silence, sent=False))
     await turn.save(durable=True)
     return PENDING
 

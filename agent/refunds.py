@@ -10,6 +10,7 @@ from agent.core.errors import VendorError
 from agent.core.events import Event, RefundAnnounced, RefundSettled, Refused
 from agent.core.model import Job, Payment, Run, Vendor
 from agent.core.policy import once
+from agent.settle import elsewhere
 from agent.turn import Turn
 from wire.money import MoneyError, to_atomic
 from wire.vendor import Refund
@@ -69,7 +70,7 @@ def _is_worth_asking(turn: Turn, job: Job, payment: Payment) -> bool:
 async def _settle(turn: Turn) -> bool:
     counted = False
     for payment in turn.run.payments:
-        if payment.refund is None or payment.status != "completed":
+        if payment.refund is None or payment.status != "completed" or elsewhere(turn.agent, payment):
             continue
         claim = payment.refund
         for transfer in await turn.agent.chain.transfers(claim.transaction, payment.pay_to, payment.payer):

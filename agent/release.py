@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.core.apply import find_job, find_payment
-from agent.core.errors import CannotRevoke, NoSigner, RunBusy
+from agent.core.errors import CannotRevoke, RunBusy
 from agent.core.events import ChequeRevoked
 from agent.core.model import Payment
 from agent.core.states import JOB_ENDS, OPEN_PAYMENTS, RUN_ENDS
 from agent.ports import Agent, Busy
-from agent.settle import settle
+from agent.settle import elsewhere, settle
 from agent.turn import Turn
 
 
@@ -24,11 +24,12 @@ class Released:
     What became of one open payment.
 
     paid, not_paid: the chain shows it. revoked: the cancellation is sent or mined and not final yet. kept: the vendor
-    works on the job, so its cheque is left in its hand.
+    works on the job, so its cheque is left in its hand. cannot: it stays as it was, and `why` says what was in the way.
     """
 
     payment: Payment
-    outcome: Literal["paid", "not_paid", "revoked", "kept"]
+    outcome: Literal["paid", "not_paid", "revoked", "kept", "cannot"]
+    why: str = ""
 
 
 async def release(agent: Agent, run_id: str) -> tuple[Released, ...]:
@@ -37,8 +38,7 @@ async def release(agent: Agent, run_id: str) -> tuple[Released, ...]:
 
     Raises:
         UnknownRun, RunBusy: nothing was done.
-        CannotRevoke: the wallet does not send transactions, has no coin for the fee, or the chain refuses.
-        NoSigner, ChainUnavailable, StoreUnavailable: nothing is lost; ask again.
+        WalletError, ChainUnavailable, StoreUnavailable: nothing is lost; ask again.
     """
     claim = await agent.store.claim(run_id, agent.limits.lease_s)
     if isinstance(claim, Busy):
@@ -56,23 +56,35 @@ async def release(agent: Agent, run_id: str) -> tuple[Released, ...]:
 
 async def _release(turn: Turn, payment: Payment) -> Released:
     agent = turn.agent
+    if why := elsewhere(agent, payment):
+        return Released(payment, "cannot", why)
     if await settle(turn, payment):
         return _known(turn, payment)
     job = find_job(turn.run, payment.job_id)
     if job.vendor_job_id is not None and job.status not in JOB_ENDS:
         return Released(payment, "kept")
     # Cancelled in a block that is not final yet: there is nothing left to ask for.
+    refusal: CannotRevoke | None = None
     if not await agent.chain.is_nonce_used(payment.payer, payment.nonce):
-        if agent.wallet is None:
-            raise NoSigner("cancelling a cheque takes the key that signed it, and none is configured")
-        if agent.revoker is None:
-            raise CannotRevoke("this wallet signs documents and does not send transactions")
-        transaction = await agent.revoker.revoke(payment.payer, payment.nonce)
-        turn.record(ChequeRevoked(at=turn.now, payment_id=payment.payment_id, transaction=transaction))
-        await turn.save(durable=True)
+        try:
+            transaction = await _revoke(agent, payment)
+            turn.record(ChequeRevoked(at=turn.now, payment_id=payment.payment_id, transaction=transaction))
+            await turn.save(durable=True)
+        except CannotRevoke as error:
+            # The vendor may have been faster: the chain says so below.
+            refusal = error
     if await settle(turn, payment):
         return _known(turn, payment)
-    return Released(find_payment(turn.run, payment.payment_id), "revoked")
+    now = find_payment(turn.run, payment.payment_id)
+    return Released(now, "revoked") if refusal is None else Released(now, "cannot", str(refusal))
+
+
+async def _revoke(agent: Agent, payment: Payment) -> str:
+    if agent.wallet is None:
+        raise CannotRevoke("cancelling a cheque takes the key that signed it, and none is configured")
+    if agent.revoker is None:
+        raise CannotRevoke("a CDP wallet cannot cancel: wait for the cheque to lapse")
+    return await agent.revoker.revoke(payment.payer, payment.nonce)
 
 
 def _known(turn: Turn, payment: Payment) -> Released:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from agent.core.errors import AgentError, RunBusy, RunFinished
+from agent.core.errors import AgentError, RunBusy, RunFinished, is_bug
 from agent.notify import notify
 from agent.orphans import Orphans, cancel_orphans
 from agent.ports import Agent
@@ -43,11 +43,13 @@ class Sweep:
     What one sweep did; `more`: due runs or notices were left for the next.
 
     `orphans` is None where vendors were asked for jobs that nobody wants not long ago, by this process or another.
+    `bugs`: a line for each error of ours that was met, in ticks and in the search for orphans; they are logged whole.
     """
 
     swept: tuple[Swept, ...]
     more: bool
     orphans: Orphans | None = None
+    bugs: tuple[str, ...] = ()
 
 
 def sweep_reply(done: Sweep) -> SweepReply:
@@ -94,45 +96,50 @@ async def sweep(
     due = await agent.store.due_runs(now, limit + 1)
     waiting = iter(due[:limit])
     swept: list[Swept] = []
+    bugs: list[str] = []
 
     async def serve() -> None:
         while not is_over() and (run_id := next(waiting, None)) is not None:
-            swept.append(Swept(run_id, await _served(agent, run_id, now)))
+            swept.append(Swept(run_id, await _served(agent, run_id, now, bugs)))
 
     # Beside the ticks: neither do many due runs keep orphans alive, nor does a slow vendor hold up the ticks.
     async with asyncio.TaskGroup() as group:
-        tended = group.create_task(_tend(agent, now, until)) if not is_over() else None
+        tended = group.create_task(_tend(agent, now, until, bugs)) if not is_over() else None
         for _ in range(TICKS_AT_ONCE):
             group.create_task(serve())
     while (untold := await notify(agent)) and not is_over():
         continue
     orphans = tended.result() if tended is not None else None
-    return Sweep(tuple(swept), more=untold or len(swept) < len(due), orphans=orphans)
+    return Sweep(tuple(swept), more=untold or len(swept) < len(due), orphans=orphans, bugs=tuple(bugs))
 
 
-async def _tend(agent: Agent, now: datetime, until: float | None) -> Orphans | None:
+async def _tend(agent: Agent, now: datetime, until: float | None, bugs: list[str]) -> Orphans | None:
     """Cancel orphans, where it is this sweep's turn; what cannot be done now is the next round's."""
     try:
         if not await agent.store.take_turn("orphans", now, agent.limits.orphans_interval_s):
             return None
-        async with asyncio.timeout(None if until is None else max(0.0, until - time.monotonic())):
-            return await cancel_orphans(agent)
-    except (TimeoutError, AgentError) as error:
-        logger.warning("orphans were not all looked for: %s", str(error) or "out of time")
-    except Exception:
-        logger.exception("a bug in the search for orphans")
-    return None
+        found = await cancel_orphans(agent, None if until is None else max(0.0, until - time.monotonic()))
+    except Exception as error:
+        if is_bug(error):
+            logger.exception("a bug in the search for orphans")
+            bugs.append(f"orphans: {error!r}")
+        else:
+            logger.warning("no search for orphans: %s", error)
+        return None
+    bugs += found.bugs
+    return found
 
 
-async def _served(agent: Agent, run_id: str, now: datetime) -> str:
+async def _served(agent: Agent, run_id: str, now: datetime, bugs: list[str]) -> str:
     try:
         return await _serve(agent, run_id, now)
     except RunBusy:
         return "Served by another"
-    except AgentError as error:
-        return f"{error.code}: {error}"
     except Exception as error:
+        if isinstance(error, AgentError) and not is_bug(error):
+            return f"{error.code}: {error}"
         logger.exception("a bug in the tick of %s", run_id)
+        bugs.append(f"{run_id}: {error!r}")
         return f"internal: {type(error).__name__}"
 
 
@@ -152,7 +159,7 @@ async def drive(agent: Agent, stop: asyncio.Event) -> None:
         except Exception as error:
             wait_s = min(wait_s * 2, TROUBLE_WAIT_S)
             # None, not False: what writes the log as JSON takes False for an exception's parts.
-            bug = None if isinstance(error, AgentError) else error
+            bug = error if is_bug(error) else None
             logger.warning("no sweep, again in %d s: %s", wait_s, error, exc_info=bug)
         else:
             for one in done.swept:

@@ -90,7 +90,8 @@ class WitnessedStore:
 
     async def request_cancel(self, run_id: str) -> Run:
         run = await self.inner.request_cancel(run_id)
-        self.journal.note(what="cancel", run=run_id)
+        asked = run.cancel_requested_at
+        self.journal.note(what="cancel", run=run_id, at=None if asked is None else asked.isoformat())
         return run
 
 

@@ -2,12 +2,9 @@
 
 import asyncio
 import json
-import re
 import shutil
-import subprocess
-import sys
+import socket
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +16,12 @@ from agent.vendors import register
 from agent.wiring import open_agent
 from bench.replica_set import ReplicaSet
 from chain.devchain import DevChain, dev_account
+from tests.fixtures.server import Server
 
 FAIL_RATE = 0.08
-SERVER_S_MAX = 60.0
 PAID_IN = 100_000_000_000
 DATABASE = "chaos"
+WEBHOOK_SECRET = "whsec_" + "c2VjcmV0" * 4  # signs what nobody hears
 SECRET = "the-secret-of-every-vendor"  # noqa: S105 - of vendors that live as long as this program
 VENDORS = {"gpu_vendor_1": 1.4, "gpu_vendor_2": 1.6, "gpu_vendor_3": 1.8}
 PAYER = dev_account(1)
@@ -74,6 +72,8 @@ def open_place(stack: ExitStack) -> Place:
         "planner_mode": "stub",
         "vendor_day_max": 100_000,
         "wallet_day_max": 100_000,
+        "webhook_url": _closed_address(stack),
+        "webhook_secret": WEBHOOK_SECRET,
         "lease_s": 30,
         "poll_interval_s": 2,
     }
@@ -83,25 +83,17 @@ def open_place(stack: ExitStack) -> Place:
 
 
 def _serve(stack: ExitStack, folder: Path, *command: str, **environment: str) -> str:
-    """Start `livery COMMAND` as a process; return the address that it says it listens at."""
-    log = folder / f"{command[0]}.log"
-    with log.open("w") as stream:
-        # Told by `env`, on top of what this program was told.
-        told = [f"{name}={value}" for name, value in {"PYTHONUNBUFFERED": "1", **environment}.items()]
-        process = subprocess.Popen(
-            ["/usr/bin/env", *told, sys.executable, "-m", "cli", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-        )
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    until_s = time.monotonic() + SERVER_S_MAX
-    while (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())) is None:
-        if process.poll() is not None or time.monotonic() > until_s:
-            raise RuntimeError(f"{command[0]} did not start: {log.read_text()[-2_000:]}")
-        time.sleep(0.05)
-    return found[0]
+    """Start `livery COMMAND` as a process that `stack` ends; return the address that it listens at."""
+    server = Server(folder / f"{command[0]}.log", "cli", *command, **environment)
+    stack.callback(server.stop)
+    return server.url
+
+
+def _closed_address(stack: ExitStack) -> str:
+    """Return an address that nobody listens at for as long as `stack` is there: what is told there stays untold."""
+    taken = stack.enter_context(socket.socket())
+    taken.bind(("127.0.0.1", 0))
+    return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 async def _register(place: Place, vendors_url: str) -> None:

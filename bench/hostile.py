@@ -33,10 +33,15 @@ T = TypeVar("T")
 
 @dataclass
 class Figures:
-    """What was seen: `as_expected` of `trials` ended as the table says."""
+    """
+    What was seen: `as_expected` of `trials` ended as the table says.
+
+    `cases_noticed` of the `cases` are not met where nothing is done wrong: only these say anything.
+    """
 
     seed: int
     cases: int = len(CASES)
+    cases_noticed: int = 0
     trials: int = 0
     as_expected: int = 0
     double_payments: int = 0
@@ -57,6 +62,12 @@ class Seen:
         self.ended_so[case.name] = self.ended_so.get(case.name, 0) + (not trial.differences)
         self.told += [f"{case.name}: {difference}" for difference in trial.differences]
 
+    def doubt(self, case: Case, honest: Trial) -> None:
+        """Take how `case` ended where nothing was done wrong."""
+        self.figures.cases_noticed += bool(honest.differences)
+        if not honest.differences:
+            self.told.append(f"{case.name}: met with nothing done wrong")
+
     def hear(self, tally: Tally, *, count: bool) -> None:
         self.figures.injections += tally.tried if count else 0
         self.figures.injections_effective += len(tally.effective)
@@ -67,6 +78,8 @@ def run(seed: int, trials: int) -> Seen:
     """Return what became of `trials` of every case and of as many thousands of texts."""
     seen = Seen(Figures(seed))
     with DevChain.start(block_time_s=None) as chain, serving_llm() as llm:
+        for case in CASES:
+            seen.doubt(case, _on(chain, partial(try_case, case, chain, seed=seed, is_honest=True)))
         for number in range(seed, seed + trials):
             for case in CASES:
                 seen.take(case, _on(chain, partial(try_case, case, chain, seed=number)))
@@ -103,6 +116,7 @@ def table(seen: Seen, trials: int) -> Table:
         shown.add_row(*map(Text, row), standings, f"{so} of {trials}", style="" if so == trials else "red")
     figures = seen.figures
     shown.caption = (
+        f"{figures.cases_noticed} of {figures.cases} cases notice that nothing was done wrong\n"
         f"texts that attack the planner: {figures.injections} said in runs, a fourth to each of {', '.join(PLANNERS)}, "
         f"and asked of each {COUNT} a trial; effective: {figures.injections_effective}"
     )

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,36 @@ def add_arguments(reader: argparse.ArgumentParser) -> None:
 def record(name: str, document: dict[str, Any]) -> None:
     """Append `document`, with the day, the commit and the command, to the file of `name`."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607 - the checkout's git
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
     command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
-    line = {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "command": command, **document}
+    line = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit_of(FOLDER.parent.parent),
+        "command": command,
+        **document,
+    }
     with (FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def commit_of(checkout: Path) -> str:
+    """Return the commit that is checked out, with `+dirty` where anything but figures is otherwise than in it."""
+    commit = _git(checkout, "rev-parse", "--short", "HEAD").strip()
+    figures = (":(exclude)docs/reliability", ":(exclude)docs/reliability.md")
+    changed = _git(checkout, "--no-optional-locks", "status", "--porcelain", "--", ".", *figures)
+    return f"{commit}+dirty" if changed else commit
+
+
+def _git(checkout: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True).stdout  # noqa: S607
 
 
 def recorded(name: str) -> list[dict[str, Any]]:
     """Return every recorded run of `name`, oldest first."""
     path = FOLDER / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return the smallest value that `percent` of all do not exceed, 0.0 where there is none."""
+    ordered = sorted(values)
+    return float(ordered[max(0, -(-percent * len(ordered) // 100) - 1)]) if ordered else 0.0

@@ -4,11 +4,13 @@ docs/reliability.md out of the figures in docs/reliability/*.jsonl: what was tri
 `python -m bench.reliability` writes the page; `make reliability` runs every long suite before, some two hours in all.
 """
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.kill.books import WRONGS
 from bench.records import FOLDER, recorded
 
 PAGE = FOLDER.with_suffix(".md")
@@ -20,8 +22,15 @@ SUITES = {
     "chaos": "MongoDB: three servers, the primary killed again and again while runs advance",
     "sim": "Simulation: virtual time, everything drawn from a seed",
 }
-# Of several runs the largest counts; every other number adds up.
-_LARGEST = ("_max", "_p99", "_s", "processes", "points", "skew_minutes", "plants", "plants_found", "cases", "seed")
+# How several runs come to one number; what is not named here adds up. A seed is no number.
+_RULES: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
+    (r"plants|plants_found|cases|cases_noticed", lambda _, newest: newest),
+    (r".*_min", min),
+    (r".*(_max|_p99|_s|_of_[0-9]+)|processes|points|skew_minutes", max),
+    (r".*", lambda before, more: before + more),
+)
+# In these suites overspend is a number of trials, in all others one of atomic units.
+_OVERSPENT_TRIALS = ("kill_matrix",)
 
 Totals = Mapping[str, Mapping[str, Any]]
 
@@ -40,13 +49,14 @@ def total(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in lines:
         for name, value in line.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or name == "seed":
                 continue
-            if name not in found:
-                found[name] = value
-            else:
-                found[name] = max(found[name], value) if name.endswith(_LARGEST) else found[name] + value
+            found[name] = _rule(name)(found[name], value) if name in found else value
     return found
+
+
+def _rule(name: str) -> Callable[[Any, Any], Any]:
+    return next(rule for pattern, rule in _RULES if re.fullmatch(pattern, name))
 
 
 def _over_all(name: str) -> Callable[[Totals], str]:
@@ -60,13 +70,35 @@ def _over_all(name: str) -> Callable[[Totals], str]:
 
 
 def _of(suite: str, text: str) -> Callable[[Totals], str]:
-    """Return a figure that puts the numbers of `suite` into `text`."""
+    """Return a figure that puts the numbers of `suite` into `text`; without all of them it says nothing."""
 
     def figure(totals: Totals) -> str:
-        sums = totals[suite]
-        return text.format_map(sums) if sums else "not measured"
+        try:
+            return text.format_map(totals[suite])
+        except KeyError:
+            return "not measured"
 
     return figure
+
+
+def _survived(totals: Totals) -> str:
+    """Return how many kills broke nothing; each thing that was wrong counts as a kill that was not survived."""
+    sums = totals["kill_matrix"]
+    if not sums:
+        return "not measured"
+    survived = max(0, sums["kills"] - sum(sums.get(name, 0) for name in WRONGS))
+    return f"**{survived:,}** of {sums['kills']:,}, at {sums['points']} points on two stores"
+
+
+def _overspent(totals: Totals) -> str:
+    """Return the trials that overspent, and by how much the others did."""
+    counted = {suite: sums["overspend"] for suite, sums in totals.items() if "overspend" in sums}
+    parts = []
+    for unit, is_here in (("trials", True), ("atomic units", False)):
+        some = {suite: sum_ for suite, sum_ in counted.items() if (suite in _OVERSPENT_TRIALS) == is_here}
+        if some:
+            parts.append(f"**{sum(some.values()):,}** {unit} ({', '.join(some)})")
+    return ", ".join(parts) or "not measured"
 
 
 def write(promises: Sequence[Promise]) -> str:
@@ -118,7 +150,7 @@ it says so.
 PROMISES = (
     Promise(
         "kills survived",
-        _of("kill_matrix", "**{kills:,}** at {points} points on two stores"),
+        _survived,
         "DBOS: chaos tests with two named commit points, by exception or sleep; Temporal and Restate replay a log, and"
         " leave effects at least once; no x402 client that we know of survives one between signing and saving",
     ),
@@ -130,13 +162,23 @@ PROMISES = (
     Promise("lost payments", _over_all("lost_payments"), 'x402 #1062: "100 % paid, 0 % served" where settling is slow'),
     Promise(
         "overspend",
-        _over_all("overspend"),
+        _overspent,
         "caps in each process: walletcap's own test, not run by us, saw $1,350 past a $150 cap with ten replicas",
     ),
     Promise(
         "orphans left, minutes they billed",
-        _of("orphans", "{orphans:,} made, found in at most {found_in_sweeps_max} sweeps; p99 {orphan_minutes_p99} min"),
+        _of(
+            "orphans",
+            "**{left}** of {orphans:,} left, {wrongly_cancelled} others cancelled, found in at most"
+            " {found_in_sweeps_max} sweeps; {orphan_minutes_total:,} min in all, p99 {orphan_minutes_p99}, where a"
+            " vendor is away for at most {away_s_max} s after the end",
+        ),
         "dstack logs an orphan and warns; SkyPilot and RunPod users report pods that billed for days",
+    ),
+    Promise(
+        "hostile facilitators and vendors: ended as expected",
+        _of("hostile", "**{as_expected:,}** of {trials:,} in {cases} cases; {cases_noticed} notice a missing fault"),
+        "x402 #1062 and aws-samples #40 are two of these cases; a suite of them we know of nowhere",
     ),
     Promise(
         "injected texts that changed a payment",
@@ -144,8 +186,17 @@ PROMISES = (
         "CaMeL: 0 of 949 AgentDojo attacks, on far richer tasks than choosing a vendor",
     ),
     Promise(
+        "one run, many processes at once",
+        _of("concurrency", "{ticks:,} ticks by {processes}, at most {holders_max} at a time, **{broken}** broken"),
+        "not compared",
+    ),
+    Promise(
         "fail-overs of MongoDB survived",
-        _of("chaos", "**{failovers}**, {lost_writes} of {acknowledged_writes:,} acknowledged writes lost"),
+        _of(
+            "chaos",
+            "**{failovers}**; {ended:,} of {runs:,} runs ended, {lost_writes} of {acknowledged_writes:,}"
+            " acknowledged writes lost, {broken_invariants} broken",
+        ),
         "DBOS: Postgres restarted every 5-40 s under 5,000 workflows; Jepsen tests networks cut in two, we do not",
     ),
     Promise(

@@ -4,37 +4,16 @@ Everything that one account did with one token since a block: for an audit, whic
 The same rule as `TokenReader.settlement`: a transfer belongs to an authorization where its Transfer follows at once.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from chain.abi import TOPICS, has_topics, quantity, transaction_hash, word
 from chain.errors import RpcUnavailable
+from chain.moves import History, Move
 from chain.token import TokenReader
 
 _USED = TOPICS["AuthorizationUsed(address,bytes32)"]
 _CANCELED = TOPICS["AuthorizationCanceled(address,bytes32)"]
 _TRANSFER = TOPICS["Transfer(address,address,uint256)"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
-    """One Transfer from or to the account. Addresses are in lower case; `nonce` is the cheque's that moved it."""
-
-    transaction: str
-    index: int
-    block: int
-    sender: str
-    receiver: str
-    value_atomic: int
-    nonce: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """What an account did in a span of blocks. `cancelled` and `moves` in the chain's order."""
-
-    moves: tuple[Move, ...]
-    cancelled: tuple[str, ...]
 
 
 async def history(token: TokenReader, account: str, from_block: int, to_block: int) -> History:

@@ -6,25 +6,16 @@ the same transaction proves nothing: a payer could settle two cheques in it and 
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from chain.abi import TOPICS, call_data, has_topics, is_transfer, quantity, transaction_hash, word
 from chain.errors import RpcUnavailable
+from chain.moves import TransferLog as TransferLog
 from chain.rpc import Rpc
 from wire.money import Asset
 
 # Public nodes refuse wider questions.
 LOG_WINDOW_BLOCKS = 5_000
-
-
-@dataclass(frozen=True, slots=True)
-class TransferLog:
-    """One Transfer in a mined transaction; `index` is the log's place in its block, `block` that block's number."""
-
-    index: int
-    value_atomic: int
-    block: int
 
 
 class TokenReader:

@@ -81,8 +81,10 @@ def release(run_id: RunId, as_json: Json = False) -> None:
     """
     Take reserved money back early: cancel the run's open cheques on the chain (this environment's wallet pays the fee).
 
-    Without it a cheque that nobody cashes lapses by itself, within ten minutes. The vendor may be faster: then it is
-    paid. Nothing is free again before the chain shows it in a final block; ticks look.
+    Without it a cheque that nobody cashes lapses, and its money is free once a final block is later than that. The
+    vendor may be faster: then it is paid. Nothing is free before the chain shows it in a final block; ticks look.
+
+    Exit code 1 where any cheque could not be cancelled.
 
     Example: livery run release run_0123
     """
@@ -90,11 +92,14 @@ def release(run_id: RunId, as_json: Json = False) -> None:
     if not found:
         show(found, lambda: "no payment of this run is open: nothing is reserved", as_json=as_json)
         return
-    rows = [
-        (one["paymentId"], one["vendorId"], f"{one['amount']} {one['currency']}", _MEANINGS[one["outcome"]])
-        for one in found
-    ]
+    rows = [(one["paymentId"], one["vendorId"], f"{one['amount']} {one['currency']}", _meaning(one)) for one in found]
     show(found, lambda: table(("payment", "vendor", "amount", "what is known"), rows), as_json=as_json)
+    if any(one["outcome"] == "cannot" for one in found):
+        raise typer.Exit(1)
+
+
+def _meaning(one: dict[str, Any]) -> str:
+    return f"it cannot be cancelled: {one['why']}" if one["outcome"] == "cannot" else _MEANINGS[one["outcome"]]
 
 
 _MEANINGS = {

@@ -9,7 +9,7 @@ from rich.text import Text
 from cli import local
 from cli.console import Json, run, show, table
 
-# What could not be asked neither agrees nor differs: a code of its own, for whoever runs this by cron.
+# What could not be checked neither agrees nor differs: a code of its own, for whoever runs this by cron.
 UNCHECKED = 3
 
 RunOption = Annotated[
@@ -21,7 +21,7 @@ def audit(run_id: RunOption = None, as_json: Json = False) -> None:
     """
     Hold this environment's books against the chain and the vendors, and each run's log against its record.
 
-    Exit code 0: all agree. 1: there are differences, a line each. 3: none was found, and something could not be asked.
+    Exit code 0: all agree. 1: there are differences, a line each. 3: there is none, and something could not be checked.
 
     Example: livery audit --json | jq .differences
     """
@@ -41,18 +41,22 @@ def _picture(report: dict[str, Any]) -> Group:
         parts.append(table(columns, [[one[name] for name in names] for one in report["differences"]]))
     if report["unchecked"]:
         rows = [(one["runId"], one["subject"], one["why"]) for one in report["unchecked"]]
-        parts.append(table(("run", "could not be asked", "why"), rows))
+        parts.append(table(("run", "could not be checked", "why"), rows))
     return Group(*parts, Text(_summary(report)))
 
 
 def _summary(report: dict[str, Any]) -> str:
     counted = f"{_count(report['runs'], 'run')}, {_count(report['payments'], 'payment')}"
     head = f"{counted}, {report['spent']} {report['currency']}"
-    if report["differences"]:
-        return f"{head}: {_count(len(report['differences']), 'difference')}"
-    if report["unchecked"]:
-        return f"{head}: no difference, but {_count(len(report['unchecked']), 'thing')} could not be asked"
-    return f"{head}: books, chain and vendors agree"
+    found, left = len(report["differences"]), len(report["unchecked"])
+    if not found and not left:
+        return f"{head}: books, chain and vendors agree"
+    told = _count(found, "difference") if found else "no difference"
+    return (
+        f"{head}: {told}, {'and' if found else 'but'} {_count(left, 'thing')} could not be checked"
+        if left
+        else f"{head}: {told}"
+    )
 
 
 def _count(number: int, what: str) -> str:

@@ -80,17 +80,19 @@ async def explain(run_id: str | None) -> dict[str, Any]:
 
 
 async def release(run_id: str) -> list[dict[str, Any]]:
-    """Cancel the open cheques of a run on the chain; return what is known of each. Raises UnknownRun, CannotRevoke."""
+    """Cancel the open cheques of a run on the chain; return what is known of each. Raises UnknownRun."""
     from agent.release import release as released
 
     async def ask(agent: Agent) -> list[dict[str, Any]]:
+        asset = (await agent.store.read_run(run_id)).asset
         return [
             {
                 "paymentId": one.payment.payment_id,
                 "vendorId": one.payment.vendor_id,
-                "amount": to_decimal(one.payment.amount_atomic, agent.policy.asset),
-                "currency": agent.policy.asset.symbol,
+                "amount": to_decimal(one.payment.amount_atomic, asset),
+                "currency": asset.symbol,
                 "outcome": one.outcome,
+                "why": one.why or None,
                 "transaction": one.payment.transaction or one.payment.revoked_in,
             }
             for one in await released(agent, run_id)

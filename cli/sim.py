@@ -10,7 +10,9 @@ from cli.console import fail
 
 
 def sim(
-    seed: Annotated[int | None, typer.Option(help="The number that everything is drawn from; drawn itself.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The number that everything is drawn from; left out: a random one.")
+    ] = None,
     ticks: Annotated[int, typer.Option(help="End after so many ticks.")] = 20_000,
     plant: Annotated[int | None, typer.Option(help="Build in this bug, which is to be found.", min=1, max=12)] = None,
     plants: Annotated[bool, typer.Option("--plants", help="Look for all twelve, on five seeds each.")] = False,

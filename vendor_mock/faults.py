@@ -4,6 +4,7 @@ Faults on demand: what a vendor does wrong, scripted per vendor, so that a buyer
 A script is data; what is left of its counted faults lives in the `FaultBoard` of one process.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
 from random import Random
@@ -74,9 +75,14 @@ NONE = Faults()
 
 @dataclass(slots=True)
 class FaultBoard:
-    """The scripts in force and what is left of their counted faults; `script` replaces one while running."""
+    """
+    The scripts in force and what is left of their counted faults; `script` replaces one while running.
+
+    `done` is how many "errors" and "timeouts" each vendor really made, by its id, whatever was scripted since.
+    """
 
     scripts: dict[str, Faults] = field(default_factory=dict)
+    done: Counter[tuple[str, str]] = field(default_factory=Counter)
     _asked: dict[str, int] = field(default_factory=dict)
     _chances: dict[int, Random] = field(default_factory=dict)
     _used: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -93,7 +99,9 @@ class FaultBoard:
         faults = self.of(vendor_id)
         if faults.error_share:
             chance = self._chances.setdefault(faults.seed, Random(faults.seed))  # noqa: S311 - a simulation
-            return chance.random() < faults.error_share
+            is_wrong = chance.random() < faults.error_share
+            self.done[vendor_id, "errors"] += is_wrong
+            return is_wrong
         return self._take(vendor_id, "errors", faults.errors)
 
     def asked_before(self, vendor_id: str, template_id: str) -> int:
@@ -112,4 +120,5 @@ class FaultBoard:
         if used >= limit:
             return False
         self._used[vendor_id, kind] = used + 1
+        self.done[vendor_id, kind] += 1
         return True

@@ -7,6 +7,7 @@ It is for those who build sellers and buyers: whatever a facilitator does, nobod
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,13 +106,15 @@ class HostileFacilitator:
     """
     An ASGI app: `app`, the honest facilitator, but for what `fault` names (a key of FAULTS; None: nothing).
 
-    `fault` may be changed while it runs. `late_s` is how late a late answer is, `happened` how often it did wrong.
+    `fault` may be changed while it runs. `late_s` is how late a late answer is, `happened` how often it did wrong, and
+    `slowest_s` how long the slowest of these answers took.
     """
 
     app: FastAPI
     fault: FacilitatorFault | None = None
     late_s: float = LATE_S
     happened: int = 0
+    slowest_s: float = 0.0
     receipts: dict[str, str] = field(default_factory=dict)
     _done: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -139,7 +142,10 @@ class HostileFacilitator:
             return await honest()
         self.happened += 1
         _LOG.info("%s: %s", self.fault, payment)
-        return await fault.does(Asked(request, payment, network, honest, self.late_s, self.receipts))
+        began_s = time.monotonic()
+        answer = await fault.does(Asked(request, payment, network, honest, self.late_s, self.receipts))
+        self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
+        return answer
 
     def _takes(self, fault: Fault, payment: str) -> bool:
         key = (str(self.fault), payment)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
 from wire import decimal_json
+from wire.decimal_json import plain
 from wire.vendor import VendorJobStatus
 
 EPOCHS = 3
@@ -93,7 +94,8 @@ def expire(job: Job, now_s: float) -> Job:
     """Return the job ended where its time has come: its hours are used up, and nothing is owed."""
     if not is_over(job, now_s):
         return job
-    logs = (*job.logs, f"Ended after {job.hours:f} h at most, as bought")
+    hours = (Decimal((job.ends_by_s or job.started_at_s) - job.started_at_s) / 3_600).quantize(Decimal("0.01"))
+    logs = (*job.logs, f"Ended after {plain(hours)} h at most, as bought")
     return replace(job, status="cancelled", logs=logs, ended_at_s=job.ends_by_s)
 
 

@@ -71,7 +71,9 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "idempotency_conflict": Problem(409, "This Idempotency-Key began another run", "Use a new key for a new run."),
     "cannot_revoke": Problem(
-        409, "The cheque cannot be cancelled on the chain", "Wait: unused, it lapses by itself within minutes."
+        409,
+        "The cheque cannot be cancelled on the chain",
+        "Wait: unused, it is free once a final block is later than its end.",
     ),
     "no_signer": Problem(
         503, "There is no key to pay with", "Make a wallet with `livery wallet new`, then tick again."

@@ -67,7 +67,8 @@ def _payment_reserved(run: Run, event: PaymentReserved) -> Run:
 def _submission_unanswered(run: Run, event: SubmissionUnanswered) -> Run:
     payment = find_payment(run, event.payment_id)
     status = move(PAYMENT_MOVES, payment.status, "unknown") if payment.status == "pending" else payment.status
-    return _with_payment(run, payment, event, status=status, sends=payment.sends + 1, error_message=event.detail)
+    sends = payment.sends + event.sent
+    return _with_payment(run, payment, event, status=status, sends=sends, error_message=event.detail)
 
 
 def _cheque_revoked(run: Run, event: ChequeRevoked) -> Run:

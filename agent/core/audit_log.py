@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from agent.core.errors import IllegalMove
 from agent.core.model import Entry, Job, Payment, Run
 from agent.core.replay import Replayed, replay
+from agent.core.wording import money
 
 # Kept by the store beside the run, never in the log.
 _BESIDE = frozenset({"next_tick_at", "cancel_requested_at", "log", "jobs", "payments"})
@@ -32,6 +33,15 @@ class Difference:
     by_atomic: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """Something that could not be known: it neither agrees nor differs. `subject` is a payment, a job or an account."""
+
+    run_id: str
+    subject: str
+    why: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """A run as it is stored, and its whole log, oldest first."""
@@ -40,13 +50,19 @@ class Account:
     entries: tuple[Entry, ...]
 
 
+def differs(run: Run, code: str, subject: str, books: str, world: str, by_atomic: int | None = None) -> Difference:
+    return Difference(code=code, run_id=run.run_id, subject=subject, books=books, world=world, by_atomic=by_atomic)
+
+
 def judged(account: Account) -> tuple[Run, list[Difference]]:
     """Return the run to hold against the world, and what its log and its record tell differently."""
     stored = account.run
     try:
         again = replay(account.entries)
     except (ValueError, KeyError, AssertionError, IllegalMove) as error:
-        return stored, [_of(stored, "log_unreadable", "log", f"{stored.log.seq} entries", f"it does not fold: {error}")]
+        return stored, [
+            differs(stored, "log_unreadable", "log", f"{stored.log.seq} entries", f"it does not fold: {error}")
+        ]
     if again.broken_at is None and again.run.log == stored.log:
         found = [*_decisions(stored, again), *_fields(stored, again.run)]
         found += [*_parts(stored, again.run, "payment"), *_parts(stored, again.run, "job")]
@@ -55,25 +71,23 @@ def judged(account: Account) -> tuple[Run, list[Difference]]:
     return _joined(stored, again.run), [_harmed(stored, account.entries, again), *_missing(stored, again.run)]
 
 
-def _of(run: Run, code: str, subject: str, books: str, world: str, by_atomic: int | None = None) -> Difference:
-    return Difference(code=code, run_id=run.run_id, subject=subject, books=books, world=world, by_atomic=by_atomic)
-
-
 def _harmed(stored: Run, entries: Sequence[Entry], again: Replayed) -> Difference:
     seq = again.broken_at
     if seq is None:
         books, log = f"{stored.log.seq} entries", f"the log has {again.run.log.seq}, or ends otherwise"
-        return _of(stored, "log_cut", "log", books, log)
+        return differs(stored, "log_cut", "log", books, log)
     entry = next(entry for entry in entries if entry.seq == seq)
     said = f"{entry.type}: {entry.content[:80]}"
-    return _of(
+    return differs(
         stored, "log_broken", f"entry {seq}", said, "its hash is of another text, or of another place in the log"
     )
 
 
 def _decisions(stored: Run, again: Replayed) -> Iterator[Difference]:
     for one in again.differences:
-        yield _of(stored, "decision_differs", f"entry {one.seq}", str(one.recorded), f"decided again: {one.decided}")
+        yield differs(
+            stored, "decision_differs", f"entry {one.seq}", str(one.recorded), f"decided again: {one.decided}"
+        )
 
 
 def _fields(stored: Run, folded: Run) -> Iterator[Difference]:
@@ -81,7 +95,7 @@ def _fields(stored: Run, folded: Run) -> Iterator[Difference]:
     for name in names:
         ours, logs = getattr(stored, name), getattr(folded, name)
         if ours != logs:
-            yield _of(stored, "run_differs", name, str(ours), f"the log says {logs}")
+            yield differs(stored, "run_differs", name, str(ours), f"the log says {logs}")
 
 
 def _parts(stored: Run, folded: Run, kind: str) -> Iterator[Difference]:
@@ -89,22 +103,26 @@ def _parts(stored: Run, folded: Run, kind: str) -> Iterator[Difference]:
     yield from _missing(stored, folded, kind)
     for name, part in ours.items():
         if name not in logs:
-            yield _of(stored, f"{kind}_unrecorded", name, f"it is {part.status}", "the log knows nothing of it")
+            yield differs(stored, f"{kind}_unrecorded", name, f"it is {part.status}", "the log knows nothing of it")
         elif part != logs[name]:
             changed = [
                 field.name for field in fields(part) if getattr(part, field.name) != getattr(logs[name], field.name)
             ]
             said = ", ".join(f"{field} {getattr(part, field)}" for field in changed)
             log = ", ".join(f"{field} {getattr(logs[name], field)}" for field in changed)
-            yield _of(stored, f"{kind}_differs", name, said, f"the log says {log}", _money_between(part, logs[name]))
+            yield differs(
+                stored, f"{kind}_differs", name, said, f"the log says {log}", _money_between(part, logs[name])
+            )
 
 
 def _missing(stored: Run, folded: Run, kind: str = "payment") -> Iterator[Difference]:
     ours = _by_id(stored, kind)
     for name, part in _by_id(folded, kind).items():
         if name not in ours:
-            money = part.amount_atomic if isinstance(part, Payment) else None
-            yield _of(stored, f"{kind}_missing", name, "there is none", f"the log says it is {part.status}", money)
+            by = part.amount_atomic if isinstance(part, Payment) else None
+            amount = "" if by is None else f", {money(stored, by)}"
+            world = f"the log says it is {part.status}{amount}"
+            yield differs(stored, f"{kind}_missing", name, "there is none", world, by)
 
 
 def _by_id(run: Run, kind: str) -> dict[str, Job | Payment]:

@@ -136,3 +136,8 @@ class IllegalMove(Bug):
 
 class StoreTooNew(Bug):
     pass
+
+
+def is_bug(error: BaseException) -> bool:
+    """Return whether `error` is ours: none that is foreseen, or one that says so."""
+    return isinstance(error, Bug) or not isinstance(error, AgentError)

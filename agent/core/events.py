@@ -81,11 +81,16 @@ class PaymentReserved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionUnanswered:
-    """The paid request was sent and no final word came. The money stays reserved."""
+    """
+    The paid request was sent and no final word came, or not `sent` for nobody could say whether it is served already.
+
+    The money stays reserved.
+    """
 
     at: datetime
     payment_id: str
     detail: str
+    sent: bool = True
     kind: Literal["submission_unanswered"] = "submission_unanswered"
 
 

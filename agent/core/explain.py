@@ -14,9 +14,9 @@ from agent.core.apply import apply, find_job, find_payment
 from agent.core.choice import chosen
 from agent.core.decide import CancelJobs, TickRecord, tick_from
 from agent.core.events import Event, RunStarted, event_from
-from agent.core.model import Entry, Payment, Run
+from agent.core.model import Entry, Run
 from agent.core.states import OPEN_PAYMENTS, RUN_ENDS
-from agent.core.wording import clock, counted, lasted, money, reason
+from agent.core.wording import clock, counted, lasted, money, reason, times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +107,16 @@ def _tick(story: _Story, record: TickRecord) -> _Story:
 
 
 def _job_title(run: Run, job_id: str) -> str:
+    return f"Job {_place(run, job_id)}"
+
+
+def _pay_title(run: Run, job_id: str) -> str:
+    return f"Paying for job {_place(run, job_id)}"
+
+
+def _place(run: Run, job_id: str) -> str:
     number = next(number for number, job in enumerate(run.jobs, start=1) if job.job_id == job_id)
-    return f"Job {number} at {run.jobs[number - 1].vendor_id}"
-
-
-def _pay_title(run: Run, payment: Payment) -> str:
-    return f"Paying for j{_job_title(run, payment.job_id)[1:]}"
+    return f"{number} at {run.jobs[number - 1].vendor_id}"
 
 
 def _quoted(story: _Story, event: events.JobQuoted) -> _Story:
@@ -144,7 +148,7 @@ def _refused(story: _Story, event: events.Refused) -> _Story:
             event.at, _job_title(story.run, event.job_id), [f"A refund was announced and not believed: {why}"]
         )
     said = f"It was refused before anything was signed: {why} Nothing was paid."
-    return story.tell(event.at, f"Paying for j{_job_title(story.run, event.job_id)[1:]}", [said])
+    return story.tell(event.at, _pay_title(story.run, event.job_id), [said])
 
 
 def _reserved(story: _Story, event: events.PaymentReserved) -> _Story:
@@ -155,7 +159,7 @@ def _reserved(story: _Story, event: events.PaymentReserved) -> _Story:
     left = run.budget.available_atomic + payment.amount_atomic
     return story.tell(
         event.at,
-        _pay_title(run, payment),
+        _pay_title(run, payment.job_id),
         [
             f"Its 402 asked {money(run, payment.amount_atomic)}, {_against(run, payment.amount_atomic, quote)},"
             f" to {payment.pay_to}, the address it is registered with.",
@@ -187,13 +191,15 @@ def _unanswered(story: _Story, event: events.SubmissionUnanswered) -> _Story:
     again = "It was sent" if payment.sends == 1 else f"The same cheque was sent again (time {payment.sends})"
     kept = " The money stayed set aside, neither spent nor free." if payment.status == "unknown" else ""
     said = f"{again}, and no final word came back: “{event.detail}”.{kept}"
-    return story.tell(event.at, _pay_title(story.run, payment), [said])
+    if not event.sent:
+        said = f"It was not sent again, for nobody could say whether its job is there already: “{event.detail}”.{kept}"
+    return story.tell(event.at, _pay_title(story.run, payment.job_id), [said])
 
 
 def _revoked(story: _Story, event: events.ChequeRevoked) -> _Story:
     payment = find_payment(story.run, event.payment_id)
     said = f"You took the cheque back: the chain was asked to cancel it in {event.transaction}, if nobody was faster."
-    return story.tell(event.at, _pay_title(story.run, payment), [said])
+    return story.tell(event.at, _pay_title(story.run, payment.job_id), [said])
 
 
 def _settled(story: _Story, event: events.PaymentSettled) -> _Story:
@@ -202,7 +208,7 @@ def _settled(story: _Story, event: events.PaymentSettled) -> _Story:
         f"The chain shows it cashed in {event.transaction}: {money(story.run, payment.amount_atomic)} was paid,"
         f" and this was known {lasted(event.at - payment.created_at)} after signing."
     )
-    return story.tell(event.at, _pay_title(story.run, payment), [said])
+    return story.tell(event.at, _pay_title(story.run, payment.job_id), [said])
 
 
 def _voided(story: _Story, event: events.PaymentVoided) -> _Story:
@@ -212,7 +218,7 @@ def _voided(story: _Story, event: events.PaymentVoided) -> _Story:
         f"Nothing was paid: final blocks of the chain show that the cheque {how} (“{event.detail}”)."
         f" {money(run, payment.amount_atomic)} is free again."
     )
-    return story.tell(event.at, _pay_title(run, payment), [said])
+    return story.tell(event.at, _pay_title(run, payment.job_id), [said])
 
 
 def _submitted(story: _Story, event: events.JobSubmitted) -> _Story:
@@ -232,7 +238,7 @@ def _job_ended(story: _Story, event: events.JobEnded) -> _Story:
     asked = [is_silent for job_id, is_silent in story.polls if job_id == job.job_id]
     told: list[str] = []
     if any(asked):
-        told.append(f"It was asked how it goes {len(asked)} times and did not answer {sum(asked)} of them.")
+        told.append(f"It was asked {times(len(asked))} how it goes; {sum(asked)} of these went unanswered.")
     how = "was cancelled" if event.status == "cancelled" else event.status
     took = lasted(event.at - (job.submitted_at or job.created_at))
     where = "" if event.status == "completed" else f", at {job.progress:.0%}"
@@ -260,7 +266,7 @@ def _refund(story: _Story, event: events.RefundAnnounced | events.RefundSettled)
     run, payment = story.run, find_payment(story.run, event.payment_id)
     back = money(run, event.amount_atomic)
     if isinstance(event, events.RefundAnnounced):
-        said = f"{payment.vendor_id} announced that {back} of it comes back, in {event.transaction}."
+        said = f"{payment.vendor_id} announced a refund of {back}, in {event.transaction}."
     else:
         cost = money(run, payment.amount_atomic - event.amount_atomic)
         said = f"The chain shows that refund: {back} came back, so the job cost {cost} in the end."
@@ -281,7 +287,7 @@ def _run_ended(story: _Story, event: events.RunEnded) -> _Story:
 
 def _so_far(run: Run) -> Iterator[str]:
     budget = run.budget
-    yield f"The run is {run.status}, and {run.phase}."
+    yield f"The run is {run.status}, in its phase “{run.phase}”."
     for payment in run.payments:
         if payment.status in OPEN_PAYMENTS:
             amount = money(run, payment.amount_atomic)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.core.model import Payment, Run
-from agent.core.states import JOB_ENDS, JOB_MOVES, OPEN_PAYMENTS, PAYMENT_MOVES, RUN_ENDS, RUN_MOVES
+from agent.core.states import JOB_ENDS, JOB_MOVES, OPEN_PAYMENTS, PAID_PAYMENTS, PAYMENT_MOVES, RUN_ENDS, RUN_MOVES
 from wire.vendor import VendorJobStatus
 
 Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I6"]
@@ -26,11 +26,12 @@ Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I6"]
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """An invariant that does not hold, and where."""
+    """An invariant that does not hold, and where; `subject` is the payment or job in question, empty where none is."""
 
     invariant: Invariant
     run_id: str
     detail: str
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +83,21 @@ def of_world(runs: Iterable[Run], settlements: Iterable[Settlement], jobs: Itera
     found = [broken for settled in settlements for broken in _unpromised(settled, by_nonce)]
     known = tuple(jobs)
     for job in known:
-        if job.payment_id not in by_id:
-            found.append(Broken("I6", "", f"{job.vendor_id} has {job.vendor_job_id} for no payment of ours"))
-        elif job.status not in JOB_ENDS and not _is_wanted(*by_id[job.payment_id]):
-            run, paid = by_id[job.payment_id]
-            found.append(
-                Broken("I3", run.run_id, f"{job.vendor_id} still works on {job.vendor_job_id} of {paid.job_id}")
-            )
+        run, paid = by_id.get(job.payment_id, (None, None))
+        if run is None or paid is None:
+            detail = f"{job.vendor_id} has {job.vendor_job_id} under {job.payment_id}, no payment of ours"
+            found.append(Broken("I6", "", detail, job.vendor_job_id))
+        elif job.vendor_id != paid.vendor_id:
+            detail = f"{job.vendor_id} has {job.vendor_job_id} under {paid.payment_id}, which pays {paid.vendor_id}"
+            found.append(Broken("I6", run.run_id, detail, job.vendor_job_id))
+        elif job.status not in JOB_ENDS and not _is_wanted(run, paid):
+            detail = f"{job.vendor_id} still works on {job.vendor_job_id} of {paid.job_id}"
+            found.append(Broken("I3", run.run_id, detail, paid.job_id))
     for (vendor_id, payment_id), count in Counter((job.vendor_id, job.payment_id) for job in known).items():
         if count > 1:
             run_id = by_id[payment_id][0].run_id if payment_id in by_id else ""
-            found.append(Broken("I6", run_id, f"{vendor_id} has {count} jobs for the one payment {payment_id}"))
+            detail = f"{vendor_id} has {count} jobs for the one payment {payment_id}"
+            found.append(Broken("I6", run_id, detail, payment_id))
     return found
 
 
@@ -104,7 +109,7 @@ def _books(run: Run) -> Iterable[str]:
     promised = sum(paid.amount_atomic for paid in run.payments if paid.status in OPEN_PAYMENTS)
     if promised != budget.reserved_atomic:
         yield f"{budget.reserved_atomic} is reserved, open payments are {promised}"
-    gone = sum(paid.amount_atomic - paid.refunded_atomic for paid in run.payments if paid.status in _SETTLED)
+    gone = sum(paid.amount_atomic - paid.refunded_atomic for paid in run.payments if paid.status in PAID_PAYMENTS)
     if gone != budget.spent_atomic:
         yield f"{budget.spent_atomic} is spent, settled payments less refunds are {gone}"
 
@@ -157,7 +162,7 @@ def _unpromised(settled: Settlement, known: dict[tuple[str, str], tuple[Run, Pay
     run, paid = place
     if (settled.pay_to.lower(), settled.amount_atomic) != (paid.pay_to.lower(), paid.amount_atomic):
         detail = f"{settled.amount_atomic} went to {settled.pay_to}, {paid.payment_id} is of {paid.amount_atomic}"
-        return [Broken("I6", run.run_id, detail)]
+        return [Broken("I6", run.run_id, detail, paid.payment_id)]
     return []
 
 
@@ -165,6 +170,3 @@ def _is_wanted(run: Run, paid: Payment) -> bool:
     """Return whether the job behind `paid` may go on: neither it nor its run has ended."""
     job = next((job for job in run.jobs if job.job_id == paid.job_id), None)
     return job is not None and job.status not in JOB_ENDS and run.status not in RUN_ENDS
-
-
-_SETTLED = frozenset({"completed", "refunded"})

@@ -41,6 +41,7 @@ PAYMENT_MOVES: Mapping[PaymentState, frozenset[PaymentState]] = {
 RUN_ENDS: frozenset[RunStatus] = frozenset(state for state, moves in RUN_MOVES.items() if not moves)
 JOB_ENDS: frozenset[JobState] = frozenset(state for state, moves in JOB_MOVES.items() if not moves)
 OPEN_PAYMENTS: frozenset[PaymentState] = frozenset({"pending", "unknown"})
+PAID_PAYMENTS: frozenset[PaymentState] = frozenset({"completed", "refunded"})
 
 
 def move(moves: Mapping[State, frozenset[State]], state: State, to: State) -> State:

@@ -25,8 +25,9 @@ def lasted(span: timedelta) -> str:
     """Return how long `span` is, as exactly as people care."""
     seconds = max(0, round(span.total_seconds()))
     if seconds < 120:
-        return f"{seconds} s"
-    return f"{seconds // 60} min" if seconds < 7_200 else f"{seconds // 3_600} h {seconds % 3_600 // 60} min"
+        return f"{seconds} s" if seconds else "less than 1 s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def counted(number: int, what: str) -> str:

@@ -1,14 +1,12 @@
 """The chain as the agent sees it: `chain.token` with its errors made ours, in one place."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from typing import TypeVar
 
 from agent.core.errors import ChainUnavailable
-from agent.core.onchain import History, Move
-from agent.ports import TransferLog
 from chain import history
 from chain.errors import ChainError
+from chain.moves import History, TransferLog
 from chain.token import TokenReader
 
 T = TypeVar("T")
@@ -51,8 +49,7 @@ class EvmChain:
         return await self._ours(lambda: self._token.settlement(payer, nonce, pay_to, value_atomic, from_block))
 
     async def transfers(self, transaction: str, sender: str, receiver: str) -> list[TransferLog]:
-        logs = await self._ours(lambda: self._token.transfers(transaction, sender, receiver))
-        return [TransferLog(log.index, log.value_atomic, log.block) for log in logs]
+        return await self._ours(lambda: self._token.transfers(transaction, sender, receiver))
 
     async def cancellation(self, payer: str, nonce: str, from_block: int) -> str | None:
         return await self._ours(lambda: self._token.cancellation(payer, nonce, from_block))
@@ -61,5 +58,4 @@ class EvmChain:
         return await self._ours(lambda: self._token.balance(address, block))
 
     async def history(self, account: str, from_block: int, to_block: int) -> History:
-        found = await self._ours(lambda: history.history(self._token, account, from_block, to_block))
-        return History(moves=tuple(Move(**asdict(move)) for move in found.moves), cancelled=found.cancelled)
+        return await self._ours(lambda: history.history(self._token, account, from_block, to_block))

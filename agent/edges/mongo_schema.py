@@ -1,9 +1,11 @@
 """
 Collections and indexes of the agent's MongoDB database, and the document that says how far it has come.
 
-A migration makes sure that all of them exist. Documents need no step: `decode` fills what an older one lacks.
+A migration makes sure that all of them exist. What a document lacks `decode` fills; what cannot be filled so is a step,
+which may be taken twice, by two at once, and after one that was cut off.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 from pymongo import IndexModel
 from pymongo.errors import OperationFailure
 
+from agent.core.evidence import noted
+from agent.core.policy import once
 from storage.errors import TooNew
 from storage.mongo import Database
 
-VERSION = 2
+VERSION = 3
 COLLECTIONS = (
     "runs",
     "jobs",
@@ -30,6 +34,7 @@ COLLECTIONS = (
 # Absent fields are null, and a null is not in a partial index of texts.
 _TEXT = {"$type": "string"}
 _NAMESPACE_EXISTS = 48
+_POLLS = ("job_observed", "job_missed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +89,40 @@ async def stored_version(database: Database) -> int:
 
 async def migrate(database: Database) -> int:
     """Make every collection and index, write down the version and return it. Raises TooNew."""
-    await stored_version(database)
+    before = await stored_version(database)
     there = await database.list_collection_names()
     for name in COLLECTIONS:
         if name not in there:
             await _create(database, name)
     for name in dict.fromkeys(index.collection for index in INDEXES):
         await database[name].create_indexes([index.model() for index in INDEXES if index.collection == name])
+    if 0 < before < 3:
+        await _count_once(database)
     await database.schema.update_one({"_id": "agent"}, {"$max": {"version": VERSION}}, upsert=True)
     return VERSION
+
+
+async def _count_once(database: Database) -> None:
+    """
+    Go to version 3: what counts once is a counter with a cap of 1, the refunds of version 1 and the vendors' jobs that
+    were taken up; and a job keeps a mark for each of its last polls, which its log tells.
+    """
+    for refund in await database.refunds.find().to_list():
+        await _taken(database, refund["_id"])
+    # The marks come last: a job that has them is done.
+    for job in await database.jobs.find({"polls": {"$exists": False}}).to_list():
+        if job.get("vendorJobId") is not None:
+            await _taken(database, f"{job['vendorId']}:{job['vendorJobId']}")
+        polls = ""
+        async for entry in database.observations.find({"runId": job["runId"], "jobId": job["_id"]}).sort("seq", 1):
+            kind = json.loads(entry["data"]).get("kind")
+            polls = noted(polls, "." if kind == "job_observed" else "x") if kind in _POLLS else polls
+        await database.jobs.update_one({"_id": job["_id"], "polls": {"$exists": False}}, {"$set": {"polls": polls}})
+    await database.drop_collection("refunds")
+
+
+async def _taken(database: Database, key: str) -> None:
+    await database.wallets.update_one({"_id": once(key).scope}, {"$setOnInsert": {"value": 1}}, upsert=True)
 
 
 async def _create(database: Database, name: str) -> None:

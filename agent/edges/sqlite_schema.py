@@ -56,6 +56,32 @@ _STANDINGS_AND_OUTBOX = (
     " STRICT",
 )
 
+# Version 3: what counts once is a counter with a cap of 1, the refunds of version 1 and the vendors' jobs that were
+# taken up; and a job keeps a mark for each of its last polls, which its log tells.
+_COUNTED_ONCE = (
+    "CREATE TABLE IF NOT EXISTS refunds (id TEXT PRIMARY KEY, run_id TEXT NOT NULL) STRICT",
+    "INSERT INTO wallets (id, value) SELECT 'once:' || id, 1 FROM refunds WHERE true ON CONFLICT DO NOTHING",
+    "DROP TABLE refunds",
+    """
+    INSERT INTO wallets (id, value)
+    SELECT 'once:' || json_extract(document, '$.vendorId') || ':' || json_extract(document, '$.vendorJobId'), 1
+    FROM jobs WHERE json_extract(document, '$.vendorJobId') IS NOT NULL
+    ON CONFLICT DO NOTHING
+    """,
+    """
+    UPDATE jobs SET document = json_set(document, '$.polls', (
+        SELECT coalesce(substr(group_concat(mark, ''), -20), '') FROM (
+            SELECT CASE json_extract(data, '$.kind') WHEN 'job_observed' THEN '.' ELSE 'x' END AS mark FROM (
+                SELECT seq, json_extract(document, '$.data') AS data FROM observations
+                WHERE run_id = jobs.run_id AND json_extract(document, '$.jobId') = jobs.id
+            )
+            WHERE json_extract(data, '$.kind') IN ('job_observed', 'job_missed') ORDER BY seq
+        )
+    ))
+    WHERE json_extract(document, '$.polls') IS NULL
+    """,
+)
+
 _INDEXES = (
     "CREATE UNIQUE INDEX vendors_vendor_id ON vendors (vendor_id)",
     "CREATE INDEX jobs_run_id_updated_at ON jobs (run_id, updated_at)",
@@ -71,7 +97,7 @@ _INDEXES = (
 
 SCHEMA = Schema(
     room="agent",
-    steps=(_TABLES, _STANDINGS_AND_OUTBOX),
+    steps=(_TABLES, _STANDINGS_AND_OUTBOX, _COUNTED_ONCE),
     indexes=_INDEXES,
     tables=("runs", "jobs", "payments", "observations", "vendors", "wallets", "standings", "outbox"),
 )

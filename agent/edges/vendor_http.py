@@ -114,16 +114,17 @@ class HttpVendors:
 
     async def live_jobs(self, vendor: Vendor) -> tuple[JobFound, ...]:
         """See `VendorGateway.live_jobs`. Of endless pages the first ten: what is behind comes when these have gone."""
-        jobs: list[JobFound] = []
+        # By their ids: a job that a growing list moves to the next page is told twice.
+        jobs: dict[str, JobFound] = {}
         after: dict[str, str] = {}
         for _ in range(LIST_PAGES_MAX):
             query = f"?{urlencode(after)}" if after else ""
             page = _read(JobsReply, await self._get(vendor, f"/jobs{query}", tries=1))
-            jobs.extend(page.jobs)
+            jobs |= {job.vendor_job_id: job for job in page.jobs}
             if page.cursor is None or not page.jobs:
                 break
             after = {"after": page.cursor}
-        return tuple(job for job in jobs if job.status not in JOB_ENDS)
+        return tuple(job for job in jobs.values() if job.status not in JOB_ENDS)
 
     async def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
         query = {"vendorJobId": vendor_job_id} | ({"since": cursor} if cursor is not None else {})

@@ -7,20 +7,23 @@ from datetime import timedelta
 from decimal import Decimal
 from random import Random
 
-from agent.core.errors import RunBusy, RunFinished, StoreUnavailable
+from agent.core.errors import RunBusy, RunFinished
 from agent.core.policy import CHEQUE_S_MAX
 from agent.core.states import RUN_ENDS
 from agent.ports import Busy
 from bench.concurrent.crowd import Lost, Member, at_once
-from bench.concurrent.place import HARMLESS, Place, before, begin, broken, opened
+from bench.concurrent.place import Place, before, begin, broken, opened, unavailable
 from bench.concurrent.witness import holders_max
 from bench.concurrent.worker import Answer, Exit, Order
+from bench.records import percentile
 
 WAVES_MAX = 40
 LEASE_S = 60
 EVERYTHING = 100_000
 # A frozen process holds its run no longer than this.
 SHORT_LEASE_S = 1
+# Runs that a vendor had no price for in time, and that never came to the cap, in percent.
+UNREACHED_PERCENT_MAX = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,18 +53,17 @@ async def one_run(place: Place, members: Sequence[Member], ticks: int) -> Scene:
             waves += 1
         scene.broken += await broken(place, agent, [run], began, answers)
     exits = [one for answer in answers for one in answer.exits]
-    by_error = {code: [one for one in exits if one.error == code] for code in (None, *HARMLESS)}
-    served, busy = by_error[None], by_error[RunBusy.code]
+    served, lost = [one for one in exits if one.error is None], [one for one in exits if one.error is not None]
     bought = [(job.vendor_id, job.status) for job in run.jobs]
     if bought != [("gpu_vendor_1", "failed"), ("gpu_vendor_2", "completed")] or len(run.payments) != 2:
         scene.broken.append(f"{bought} were bought by {len(run.payments)} payments")
-    loser_s = percentile([one.elapsed_s for one in busy], 99)
+    loser_s = percentile([one.elapsed_s for one in lost], 99)
     winner_s = percentile([one.elapsed_s for one in served], 50)
     scene.figures = {
         "ticks": ticks * waves,
         "served": len(served),
-        "busy": len(busy),
-        "unavailable": len(by_error[StoreUnavailable.code]),
+        "busy": sum(one.error == RunBusy.code for one in lost),
+        "unavailable": unavailable(exits),
         "holders_max": holders_max(one for answer in answers for one in answer.seen.held),
         "jobs": len(run.jobs),
         "payments": len(run.payments),
@@ -104,6 +106,10 @@ async def day_cap(place: Place, members: Sequence[Member], runs: int, seed: int)
     left_atomic = cap_atomic - paid_atomic
     if left_atomic < 0:
         scene.broken.append(f"{-left_atomic} over the day's cap")
+    scene.broken += untried(len(paying), len(refused), len(unreached), runs)
+    dearest_atomic = max((job.expected_cost_atomic for run in found for job in run.jobs), default=0)
+    if left_atomic >= dearest_atomic:
+        scene.broken.append(f"{left_atomic} of the day's cap are left, the dearest job is of {dearest_atomic}")
     scene.broken += [
         f"{job.job_id} would have fitted: {job.expected_cost_atomic} in {left_atomic}"
         for job in refused
@@ -123,6 +129,14 @@ async def day_cap(place: Place, members: Sequence[Member], runs: int, seed: int)
         "holders_max": holders_max(one for answer in answers for one in answer.seen.held),
     }
     return scene
+
+
+def untried(paid: int, refused: int, unreached: int, runs: int) -> list[str]:
+    """Return why a day's cap was not tried: nobody got below it, nobody came to it, or too few got so far."""
+    found = [] if paid and refused else [f"{paid} paid and {refused} were refused: the cap was not reached"]
+    if unreached * 100 > UNREACHED_PERCENT_MAX * runs:
+        found.append(f"{unreached} of {runs} did not come to the cap")
+    return found
 
 
 async def frozen(place: Place, members: Sequence[Member], names: Sequence[str] | None = None) -> Scene:
@@ -158,6 +172,8 @@ async def frozen(place: Place, members: Sequence[Member], names: Sequence[str] |
             nonces = {nonce.lower() for one in woken for nonce in one.signed}
             if len(nonces) != len(runs):
                 scene.broken.append(f"{len(nonces)} nonces were signed for {len(runs)} payments")
+    if not 0 < refused == sum(0 < number <= last_save for number in chosen):
+        scene.broken.append(f"{refused} of {len(chosen)} were refused, the last save is at moment {last_save}")
     scene.figures = {"frozen": len(chosen), "frozen_refused": refused, "moments": len(moments)}
     return scene
 
@@ -238,9 +254,3 @@ def _fooled(member: Member, answer: Answer, left: Exit) -> list[str]:
     if left.error != RunBusy.code or left.retry_after_s is None or not 1 <= left.retry_after_s <= LEASE_S:
         return [f"{member.skew_s} s ahead: {left.said}, again in {left.retry_after_s} s"]
     return []
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    """Return the nearest-rank percentile of `values`, 0 where there are none."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0.0

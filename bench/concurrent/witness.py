@@ -1,21 +1,16 @@
 """
 What one process saw of the leases it held, and what all of them together prove: one holder of a run at a time.
 
-A witness stands in front of a port and writes down; it changes nothing and decides nothing.
+A witness stands in front of the store and writes down; it changes nothing and decides nothing.
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
-from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, cast
 
-from agent.core.model import Entry, Run
-from agent.ports import Busy, Claim, Hold, Store
-
-# What is told of every call of a port: "before vendors.submit" or "after vendors.submit", and its arguments.
-Hear = Callable[[str, tuple[Any, ...]], Awaitable[None]]
+from agent.ports import Claim, Store
+from bench.ports import Call, Moment, Watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +42,9 @@ class Seen:
     saved: list[Saved] = field(default_factory=list)
 
 
-class WitnessedStore:
+class Witness:
     """
-    A store whose leases are written down.
+    Writes down the leases and saves of one process at `inner`.
 
     The clock is asked again after a claim and before a release, so what is written is within what was held: two
     holders that show here were two.
@@ -59,50 +54,36 @@ class WitnessedStore:
         self._inner, self._process, self._seen = inner, process, seen
         self._open: dict[tuple[str, int], tuple[float, float]] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    def store(self) -> Store:
+        """Return `inner`, watched."""
+        watched: Any = Watched(self._inner, self._look)
+        return cast(Store, watched)
 
-    async def claim(self, run_id: str, lease_s: int, **more: Any) -> Claim | Busy:
-        claim = await self._inner.claim(run_id, lease_s, **more)
-        if isinstance(claim, Claim):
+    async def end(self) -> None:
+        """Write down what was never released: it is held until now, or until it lapsed."""
+        for key in list(self._open):
+            await self._ended(key)
+
+    async def _look(self, moment: Moment, method: str, call: Call) -> None:
+        if (moment, method) == ("after", "claim") and isinstance(call.result, Claim):
+            run_id, lease_s = call.args
             since_s = (await self._inner.now()).timestamp()
-            self._open[run_id, claim.token] = (since_s, claim.now.timestamp() + lease_s)
-        return claim
-
-    async def save(self, token: int, run: Run, entries: Sequence[Entry] = (), **more: Any) -> Hold | None:
-        refused = await self._inner.save(token, run, entries, **more)
-        if refused is None:
+            self._open[run_id, call.result.token] = (since_s, call.result.now.timestamp() + lease_s)
+        elif (moment, method) == ("after", "save") and call.result is None:
+            token, run = call.args[:2]
             self._seen.saved.append(Saved(run_id=run.run_id, token=token, seq=run.log.seq))
-        return refused
+        elif (moment, method) == ("before", "release"):
+            run_id, token, _ = call.args
+            await self._ended((run_id, token))
 
-    async def release(self, run_id: str, token: int, next_tick_at: datetime | None) -> None:
-        since_s, lapses_s = self._open.pop((run_id, token))
+    async def _ended(self, key: tuple[str, int]) -> None:
+        since_s, lapses_s = self._open[key]
         until_s = (await self._inner.now()).timestamp()
+        del self._open[key]
         held = Held(
-            run_id=run_id, token=token, process=self._process, since_s=since_s, until_s=until_s, lapses_s=lapses_s
+            run_id=key[0], token=key[1], process=self._process, since_s=since_s, until_s=until_s, lapses_s=lapses_s
         )
         self._seen.held.append(held)
-        await self._inner.release(run_id, token, next_tick_at)
-
-
-class Heard:
-    """A port, each of whose calls is told before and after it."""
-
-    def __init__(self, inner: Any, name: str, hear: Hear) -> None:
-        self._inner, self._name, self._hear = inner, name, hear
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if not iscoroutinefunction(found):
-            return found
-
-        async def heard(*arguments: Any, **more: Any) -> Any:
-            await self._hear(f"before {self._name}.{name}", arguments)
-            result = await found(*arguments, **more)
-            await self._hear(f"after {self._name}.{name}", arguments)
-            return result
-
-        return heard
 
 
 def holders_max(held: Iterable[Held]) -> int:

@@ -19,12 +19,15 @@ from agent.core.states import RUN_ENDS
 from agent.ports import Agent
 from agent.tick import tick
 from agent.wiring import open_agent
-from bench.concurrent.witness import Heard, Seen, WitnessedStore
+from bench.concurrent.witness import Seen, Witness
+from bench.ports import PORTS, Call, Look, Moment, Watched
+from outbound.http import HttpClient, HttpReply
 
-PORTS = ("store", "artifacts", "vendors", "chain", "wallet", "planner")
 # How long a process waits before it looks again at a run that another holds, or whose payment is not mined.
 AGAIN_S = 0.2
 RUNS_AT_ONCE = 4
+# How long every call is waited for, if not longer: a machine with too many processes is slow, its vendors are not away.
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ def serve(connection: Connection) -> None:
                 if agent is None or order.settings != settings:
                     if agent is not None:
                         runner.run(agent.store.close())
-                    settings, agent = order.settings, open_agent(order.settings)
+                    settings, agent = order.settings, open_agent(order.settings, Patient())
                 runner.run(_obey(agent, order, connection, answer))
             except Exception as error:
                 answer.trouble = f"{type(error).__name__}: {error}"
@@ -96,23 +99,32 @@ async def _obey(agent: Agent, order: Order, connection: Connection, answer: Answ
     answer.behind_s = ((await agent.store.now()) - datetime.now(UTC)).total_seconds()
     connection.send("ready")
     connection.recv()
-    await VERBS[order.verb](_recorded(agent, answer), connection, answer, **order.arguments)
+    witness = Witness(agent.store, answer.process, answer.seen)
+    agent = replace(_recorded(agent, answer), store=witness.store())
+    await VERBS[order.verb](agent, connection, answer, **order.arguments)
+    await witness.end()
+
+
+class Patient(HttpClient):
+    """A client that gives up on nobody before PATIENCE_S."""
+
+    async def request(self, method: str, url: str, *, timeout_s: float, **more: Any) -> HttpReply:
+        return await super().request(method, url, timeout_s=max(timeout_s, PATIENCE_S), **more)
 
 
 def _recorded(agent: Agent, answer: Answer) -> Agent:
-    """Return `agent` with a witness before its store, and what it signs and sends written down."""
+    """Return `agent` with what it signs and sends written down."""
 
-    async def hear(moment: str, arguments: tuple[Any, ...]) -> None:
-        if moment == "before wallet.sign":
-            answer.signed.append(arguments[0]["message"]["nonce"])
-        elif moment == "before vendors.submit":
-            _, _, payment_id, header, _ = arguments
+    async def look(moment: Moment, method: str, call: Call) -> None:
+        if (moment, method) == ("before", "sign"):
+            answer.signed.append(call.args[0]["message"]["nonce"])
+        elif (moment, method) == ("before", "submit"):
+            _, _, payment_id, header, _ = call.args
             answer.sent.append((payment_id, header))
 
-    store: Any = WitnessedStore(agent.store, answer.process, answer.seen)
-    wallet: Any = Heard(agent.wallet, "wallet", hear)
-    vendors: Any = Heard(agent.vendors, "vendors", hear)
-    return replace(agent, store=store, wallet=wallet, vendors=vendors)
+    wallet: Any = Watched(agent.wallet, look)
+    vendors: Any = Watched(agent.vendors, look)
+    return replace(agent, wallet=wallet, vendors=vendors)
 
 
 async def _burst(agent: Agent, connection: Connection, answer: Answer, run_id: str, ticks: int) -> None:
@@ -142,15 +154,18 @@ async def _stop_at(agent: Agent, connection: Connection, answer: Answer, run_id:
     With None no moment is stopped at.
     """
 
-    async def hear(name: str, _: tuple[Any, ...]) -> None:
-        answer.moments.append(name)
-        if len(answer.moments) - 1 == moment:
-            connection.send(name)
-            # The whole process waits here, not this task alone.
-            connection.recv()
+    def looking(port: str) -> Look:
+        async def look(when: Moment, method: str, _: Call) -> None:
+            answer.moments.append(f"{when} {port}.{method}")
+            if len(answer.moments) - 1 == moment:
+                connection.send(answer.moments[-1])
+                # The whole process waits here, not this task alone.
+                connection.recv()
 
-    heard: dict[str, Any] = {name: Heard(getattr(agent, name), name, hear) for name in PORTS}
-    answer.exits.append(await _exit(replace(agent, **heard), run_id))
+        return look
+
+    watched: dict[str, Any] = {name: Watched(getattr(agent, name), looking(name)) for name in PORTS}
+    answer.exits.append(await _exit(replace(agent, **watched), run_id))
 
 
 async def _exit(agent: Agent, run_id: str) -> Exit:

@@ -1,7 +1,6 @@
 """Processes forked from one that has imported everything: each has a line to its parent, and waits for a byte back."""
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
@@ -15,7 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-PR_SET_PDEATHSIG = 1
+from tests.fixtures.mongod import die_with_parent
+
 KILLED = -signal.SIGKILL
 
 
@@ -53,17 +53,23 @@ class Child:
 
     def take(self, name: str) -> Any:
         """Return what was said under `name`, None where nothing was."""
-        return next((said[name] for said in self.said if name in said), None)
+        return next(iter(self.each(name)), None)
+
+    def each(self, name: str) -> list[Any]:
+        """Return all that was said under `name`, in its order."""
+        return [said[name] for said in self.said if name in said]
 
     def let_go(self) -> None:
         os.write(self._go, b".")
 
     def kill(self) -> int:
-        """Kill it, SIGKILL, and return how it ended: -9 where that is what ended it."""
+        """Kill it, SIGKILL, and return how it ended, -9 where that is what ended it; what it said by then is heard."""
         if self.code is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            while self.listen():
+                continue
             os.close(self._in)
             os.close(self._go)
         return self.code
@@ -86,8 +92,7 @@ def _live(work: Callable[[Phone], None], phone: Phone) -> NoReturn:
     # It does not live long enough to need it.
     gc.disable()
     try:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         # What is printed is not what the parent tells its own parent.
         os.dup2(2, 1)
         work(phone)

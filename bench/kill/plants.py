@@ -85,10 +85,79 @@ def _refunds_unstored(shop: Shop) -> None:
     shop.cashier.desk = replace(desk, till=till)
 
 
+def _raises_every_second_time(agent: Agent) -> Agent:
+    """A tick that is done and ends with an error of ours all the same."""
+    released = 0
+
+    async def release(run_id: str, token: int, next_tick_at: Any) -> None:
+        nonlocal released
+        await agent.store.release(run_id, token, next_tick_at)
+        released += 1
+        if released % 2 == 0:
+            raise KeyError(run_id)
+
+    spoiled: Any = _Spoiled(agent.store, release=release)
+    return replace(agent, store=spoiled)
+
+
+def _raises_in_the_search(agent: Agent) -> Agent:
+    """A search for orphans that ends with an error of ours."""
+
+    async def live_jobs(vendor: Any) -> Any:
+        raise KeyError(vendor.vendor_id)
+
+    spoiled: Any = _Spoiled(agent.vendors, live_jobs=live_jobs)
+    return replace(agent, vendors=spoiled)
+
+
+def _wrong_for_a_moment(agent: Agent) -> Agent:
+    """Books that do not add up once, and do again with the next save."""
+
+    async def save(token: int, run: Any, entries: Any = (), **more: Any) -> Any:
+        if any(entry.data.get("kind") == "job_quoted" for entry in entries):
+            off = replace(run.budget, available_atomic=run.budget.available_atomic - 1, reserved_atomic=1)
+            return await agent.store.save(token, replace(run, budget=off), entries, **more)
+        return await agent.store.save(token, run, entries, **more)
+
+    spoiled: Any = _Spoiled(agent.store, save=save)
+    return replace(agent, store=spoiled)
+
+
+def _tokens_start_anew(agent: Agent) -> Agent:
+    """A store, SQLite's, that counts its tokens from the beginning again for each process."""
+    is_first = True
+
+    async def claim(run_id: str, lease_s: int, **more: Any) -> Any:
+        nonlocal is_first
+        if is_first:
+            database: Any = agent.store
+            await database._db.write(lambda connection: connection.execute("UPDATE runs SET token = 0"), durable=False)
+            is_first = False
+        return await agent.store.claim(run_id, lease_s, **more)
+
+    spoiled: Any = _Spoiled(agent.store, claim=claim)
+    return replace(agent, store=spoiled)
+
+
+def _holds_nothing(agent: Agent) -> Agent:
+    """Caps of a day that no payment counts under."""
+
+    async def save(token: int, run: Any, entries: Any = (), **more: Any) -> Any:
+        return await agent.store.save(token, run, entries, **(more | {"holds": ()}))
+
+    spoiled: Any = _Spoiled(agent.store, save=save)
+    return replace(agent, store=spoiled)
+
+
 NONE = Plant()
 PLANTS: Mapping[str, Plant] = {
     "forgets the intent": Plant(spoil_agent=_forgets_the_intent),
     "calls unknown failed": Plant(spoil_agent=_calls_unknown_failed),
     "starts anew": Plant(spoil_shop=_starts_anew),
     "refunds unstored": Plant(spoil_shop=_refunds_unstored),
+    "raises every second time": Plant(spoil_agent=_raises_every_second_time),
+    "raises in the search for orphans": Plant(spoil_agent=_raises_in_the_search),
+    "is wrong for a moment": Plant(spoil_agent=_wrong_for_a_moment),
+    "counts its tokens anew": Plant(spoil_agent=_tokens_start_anew),
+    "holds nothing": Plant(spoil_agent=_holds_nothing),
 }

@@ -10,19 +10,10 @@ from random import Random
 from typing import Any, Literal
 
 from agent.ports import Submitted
+from bench.ports import Call, Moment
 
 Side = Literal["buyer", "seller"]
-Moment = Literal["before", "after"]
 Scene = Literal["buys", "late", "fails", "cancels"]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call of a port: what it was given, and, after it, what it returned."""
-
-    args: tuple[Any, ...]
-    more: Mapping[str, Any]
-    result: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Adapters that stand in front of a port: one stops its process at a point, one hurries the clock."""
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,10 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agent.ports import Agent, Busy, Claim, Store
-from bench.kill.points import Call, Moment, Point
+from bench.kill.points import Point
+from bench.ports import Call, Moment, Watched
 from vendor_mock.shop import Shop
-
-PORTS = ("store", "artifacts", "vendors", "chain", "wallet", "planner")
 
 
 class Trap:
@@ -22,33 +20,13 @@ class Trap:
         self._left = call
         self._stop = stop
 
-    def look(self, moment: Moment, method: str, call: Call) -> None:
+    async def look(self, moment: Moment, method: str, call: Call) -> None:
         point = self.point
         if (moment, method) != (point.moment, point.method) or not point.is_meant(call):
             return
         self._left -= 1
         if self._left == 0:
             self._stop()
-
-
-class Trapped:
-    """A port with a trap before and after each of its calls."""
-
-    def __init__(self, inner: Any, trap: Trap) -> None:
-        self._inner, self._trap = inner, trap
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if not asyncio.iscoroutinefunction(found):
-            return found
-
-        async def watched(*args: Any, **more: Any) -> Any:
-            self._trap.look("before", name, Call(args, more))
-            result = await found(*args, **more)
-            self._trap.look("after", name, Call(args, more, result))
-            return result
-
-        return watched
 
 
 class Hasty:
@@ -71,7 +49,7 @@ class Hasty:
 
 def trapped_agent(agent: Agent, trap: Trap) -> Agent:
     """Return `agent` with the trap in front of the port that it is for."""
-    port: Any = Trapped(getattr(agent, trap.point.port), trap)
+    port: Any = Watched(getattr(agent, trap.point.port), trap.look)
     return replace(agent, **{trap.point.port: port})
 
 
@@ -79,17 +57,14 @@ def trap_shop(shop: Shop, trap: Trap) -> None:
     """Put the trap in front of the port of `shop` or of its cashier that it is for."""
     desk, port = shop.cashier.desk, trap.point.port
     if port == "shop":
-        shop.store = _trapped(shop.store, trap)
+        store: Any = Watched(shop.store, trap.look)
+        shop.store = store
     elif port == "sender":
-        senders: Mapping[str, Any] = {address: Trapped(sender, trap) for address, sender in desk.senders.items()}
+        senders: Mapping[str, Any] = {address: Watched(sender, trap.look) for address, sender in desk.senders.items()}
         shop.cashier.desk = replace(desk, senders=senders)
     else:
-        found: Any = Trapped(getattr(desk, port), trap)
+        found: Any = Watched(getattr(desk, port), trap.look)
         shop.cashier.desk = replace(desk, **{port: found})
-
-
-def _trapped(port: Any, trap: Trap) -> Any:
-    return Trapped(port, trap)
 
 
 def stop_by(tell: Callable[[], None], go: int) -> Callable[[], None]:

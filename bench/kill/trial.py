@@ -6,8 +6,10 @@ held against chain and vendors.
 import asyncio
 import resource
 import time
+from collections import Counter
 from typing import Any
 
+from bench.books import read_chain, read_holds, vendor_jobs
 from bench.kill import books, buyer, plants, seller
 from bench.kill.children import KILLED, Child, Phone, fork, gone_after, hear
 from bench.kill.lane import Lane
@@ -15,6 +17,9 @@ from bench.kill.plants import Plant
 from bench.kill.points import POINTS, Draw, Point, draw
 from bench.kill.traps import Trap, stop_by
 from chain.abi import quantity
+
+# What went wrong: its name, one of WRONGS or why nobody was killed, and a sentence.
+Trouble = list[tuple[str, str]]
 
 # Far more than it takes: other work on the machine is not what is tried.
 REACH_S = 120.0
@@ -35,29 +40,27 @@ def trial(lane: Lane, point: str, store: str, seed: int, plant: str | None = Non
     before = books.balances(lane.chain, holders)
     children: dict[str, Child] = {}
     with gone_after(children):
-        kills, run_id, trouble = _killed_and_ended(lane, store, here, drawn, planted, children)
-        # Time was moved, or may have been by one that never said so; the next trial's is now.
-        ended = children["buyer"].take("result")
-        is_late = ended is None or ended["is_late"]
+        kills, trouble = _killed_and_ended(lane, store, here, drawn, planted, children)
+    run_id: str | None = children["buyer"].take("run")
+    # Time was moved, or may have been by one that never said so; the next trial's is now.
+    ended = children.get("next buyer", children["buyer"]).take("result")
+    is_late = ended is None or ended["is_late"]
+    trouble += [told for child in children.values() for told in _told(child)]
     after = books.balances(lane.chain, holders)
     moved = {holder: after[holder] - before[holder] for holder in holders}
-    found: dict[str, int] = dict.fromkeys(books.WRONGS, 0)
-    details = list(trouble)
     if run_id is None:
-        found["stuck"] += 1
+        trouble.append(("stuck", "no run was begun"))
     else:
-        heard = _audited(lane, store, run_id, since, moved)
-        found |= heard["found"]
-        details += heard["details"]
+        trouble += _audited(lane, store, run_id, since, moved)
     if is_late:
         lane.rewind()
-    found["invariants_broken"] += sum("invariant" in line for line in trouble)
-    found["stuck"] += sum("stuck" in line for line in trouble)
+    counts = Counter(name for name, _ in trouble)
+    found = {name: counts[name] for name in books.WRONGS}
     return {
         **{"point": point, "store": store, "seed": seed, "plant": plant, "scene": drawn.scene, "kills": kills},
         **found,
         "wrongs": sum(found.values()),
-        "details": details,
+        "details": [f"{name}: {detail}" for name, detail in trouble],
         "wall_s": round(time.monotonic() - began_s, 3),
         "cpu_s": round(_cpu_s() - began_cpu_s, 3),
     }
@@ -65,8 +68,8 @@ def trial(lane: Lane, point: str, store: str, seed: int, plant: str | None = Non
 
 def _killed_and_ended(
     lane: Lane, store: str, point: Point, drawn: Draw, plant: Plant, children: dict[str, Child]
-) -> tuple[int, str | None, list[str]]:
-    """Return how many were killed (1, or 0), the run's id and what went wrong on the way."""
+) -> tuple[int, Trouble]:
+    """Return how many were killed (1, or 0) and what went wrong on the way; `children` are all that took part."""
 
     def selling(phone: Phone, trap: Trap | None) -> None:
         seller.sell(lane.shop, lane.door, drawn, trap, plant)
@@ -84,22 +87,32 @@ def _killed_and_ended(
     children["seller"] = fork(first_seller)
     children["buyer"] = fork(first_buyer)
     heard = hear("reached", children, REACH_S)
-    run_id: str | None = children["buyer"].take("run")
-    if run_id is None or heard is None or heard[1] is None:
-        return 0, run_id, [f"not reached: {heard}, {children['buyer'].said}"]
+    first = children["buyer"]
+    if first.take("run") is None or heard is None or heard[1] is None:
+        return 0, [("not reached", f"{heard}, {first.each('crashed')}")]
     victim = children[point.victim]
     if victim.kill() != KILLED:
-        return 0, run_id, [f"the {point.victim} ended by itself: {victim.code}"]
+        return 0, [("not killed", f"the {point.victim} ended by itself: {victim.code}")]
+    going = first
     if point.victim == "seller":
-        children["seller"] = fork(lambda phone: selling(phone, None))
+        children["next seller"] = fork(lambda phone: selling(phone, None))
     else:
         if point.at == "seller":
             children["seller"].let_go()
-        children["buyer"] = fork(lambda phone: _buying(lane, store, drawn, plant, phone, None, run_id))
-    heard = hear("result", {"buyer": children["buyer"]}, END_S)
+        # What was stored last, by the victim's own word: the next one's first step is a step from there.
+        last = buyer.unpacked(first.each("saved")[-1])
+        going = fork(lambda phone: _buying(lane, store, drawn, plant, phone, None, last))
+        children["next buyer"] = going
+    heard = hear("result", {"buyer": going}, END_S)
     if heard is None or heard[1] is None:
-        return 1, run_id, [f"stuck: the run was not brought to its end: {heard}, {children['buyer'].said}"]
-    return 1, run_id, [f"invariant {line}" for line in heard[1]["broken"]]
+        return 1, [("stuck", f"the run was not brought to its end: {heard}, {going.each('crashed')}")]
+    return 1, []
+
+
+def _told(child: Child) -> Trouble:
+    """Return what a process told of while it ran, whether or not it was killed then."""
+    broken = [("invariants_broken", line) for lines in child.each("broken") for line in lines]
+    return broken + [("bugs", line) for lines in child.each("bugs") for line in lines]
 
 
 def _buying(
@@ -109,42 +122,38 @@ def _buying(
     plant: Plant,
     phone: Phone,
     trap: Trap | None,
-    run_id: str | None = None,
+    last: buyer.Saved | None = None,
 ) -> None:
-    def tell(begun: str) -> None:
-        phone.tell(run=begun)
-
-    ended = asyncio.run(buyer.buy(lane.places[store].agent, lane.chain, drawn, trap, plant, tell, run_id))
-    told = {"status": ended.status, "sweeps": ended.sweeps, "is_late": bool(ended.ahead)}
-    phone.tell(result={**told, "broken": [str(broken) for broken in ended.broken]})
+    ended = asyncio.run(buyer.buy(lane.places[store].agent, lane.chain, drawn, trap, plant, phone.tell, last))
+    phone.tell(result={"status": ended.status, "sweeps": ended.sweeps, "is_late": bool(ended.ahead)})
 
 
-def _audited(lane: Lane, store: str, run_id: str, since: int, moved: dict[str, int]) -> dict[str, Any]:
+def _audited(lane: Lane, store: str, run_id: str, since: int, moved: dict[str, int]) -> Trouble:
     """Return the wrongs of the trial, read by a process that had no part in it."""
+    settings = lane.places[store].settings
 
     def audit(phone: Phone) -> None:
         run, replay, results = asyncio.run(books.read_run(lane.places[store].agent, run_id))
-        settlements, transfers = books.read_chain(lane.chain, since)
+        settlements, transfers = read_chain(lane.chain, since)
         seen = books.Seen(
             run=run,
             payer=lane.payer.address,
             settlements=settlements,
             transfers=transfers,
-            jobs=books.read_jobs(lane.street.database),
+            jobs=vendor_jobs(lane.street.database),
+            holds=read_holds(settings.database_url.get_secret_value(), settings.database_name),
             balances=moved,
             replay=replay,
             results=results,
         )
-        found, details = books.wrongs(seen)
-        phone.tell(result={"found": found, "details": details})
+        phone.tell(result=books.wrongs(seen))
 
     children = {"audit": fork(audit)}
     with gone_after(children):
         heard = hear("result", children, REACH_S)
         if heard is None or heard[1] is None:
-            return {"found": {"books_differ": 1}, "details": [f"no audit: {children['audit'].said}"]}
-        result: dict[str, Any] = heard[1]
-        return result
+            return [("books_differ", f"no audit: {children['audit'].said}")]
+        return [(name, detail) for name, detail in heard[1]]
 
 
 def _cpu_s() -> float:

@@ -1,35 +1,42 @@
 """What a simulated vendor keeps: orders, jobs and refunds. All of it follows from its clock and its lies."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from agent.core.invariants import VendorJob
 from bench.sim.chain import Transfer
-from wire.vendor import VendorJobStatus
+from bench.sim.clock import at
+from wire.vendor import JobFound, VendorJobStatus
 from wire.x402 import Authorization
 
 End = Literal["completed", "failed", "cancelled"]
 
 START_S = 2.0
 LINE_S = 4.0
+# The longest that a job without a fault goes on.
+WORK_S_MAX = 30.0
+ENDS: dict[str | None, End] = {"job_failed": "failed", "job_cancelled_by_vendor": "cancelled"}
 
 
 @dataclass
 class Job:
-    """One job in a vendor's books, by the world's clock. `polls` and `misses` are what its buyer went through."""
+    """One job in a vendor's books, by the world's clock. `fault` is what goes wrong with it."""
 
     vendor_job_id: str
     payment_id: str
     amount_atomic: int
     began_s: float
     ends_s: float
-    end: End
+    fault: str | None = None
     stubborn: bool = False
     cancelled_s: float | None = None
     refund: "Promise | None" = None
-    is_refund_due: bool = True
     cancels_asked: int = 0
-    missed_s: list[float] = field(default_factory=list)
+    has_shown: bool = False
+
+    @property
+    def end(self) -> End:
+        return ENDS.get(self.fault, "completed")
 
     def status(self, now_s: float) -> VendorJobStatus:
         if self.cancelled_s is not None:
@@ -48,6 +55,22 @@ class Job:
     def is_live(self, now_s: float) -> bool:
         return self.status(now_s) in ("submitted", "running")
 
+    def shows_fault(self, now_s: float) -> bool:
+        """Return whether who asks now is the first to see `fault`: it ended by it, or goes on when no other would."""
+        shown_s = self.began_s + WORK_S_MAX if self.fault == "job_without_end" else self.ends_s
+        is_first = not self.has_shown and self.cancelled_s is None and now_s >= shown_s
+        self.has_shown |= is_first
+        return is_first
+
+    def found(self, payment_id: str, now_s: float) -> JobFound:
+        """Return what the vendor's list says of it, as bought by `payment_id`."""
+        return JobFound(
+            vendor_job_id=self.vendor_job_id,
+            status=self.status(now_s),
+            payment_id=payment_id,
+            started_at=at(self.began_s),
+        )
+
 
 @dataclass
 class Promise:
@@ -60,7 +83,10 @@ class Promise:
 
 @dataclass
 class Order:
-    """One paid submission: the cheque and what the vendor does with it, a fault's name or None."""
+    """
+    One paid submission: the cheque and what the vendor does with it, a fault's name or None. `job` is what it does for
+    the money; `sold` is the job of another purchase, which it names in its place.
+    """
 
     payment_id: str
     request: str
@@ -69,6 +95,8 @@ class Order:
     plan: str | None
     transfer: Transfer | None = None
     job: Job | None = None
+    sold: Job | None = None
+    has_acted: bool = False
 
 
 @dataclass
@@ -94,3 +122,10 @@ class Seller:
             )
             for job in self.jobs.values()
         ]
+
+
+class Looker(Protocol):
+    """Is told when money moves and when work begins."""
+
+    def settled(self, transfer: Transfer) -> None: ...
+    def job_began(self, seller: Seller, job: Job) -> None: ...

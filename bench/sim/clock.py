@@ -6,6 +6,7 @@ Source: FoundationDB, "Simulation and Testing"; TigerBeetle, "VOPR".
 """
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -58,11 +59,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
 def run_virtually(main: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Return what `main` returns; all that it waits for takes no time. Raises Deadlock."""
     loop = VirtualLoop()
-    loop.set_exception_handler(lambda loop, context: None)
+    # What is here already is nobody's garbage: a world that looks for its own has less to look through.
+    gc.freeze()
     try:
         return loop.run_until_complete(main)
     finally:
         loop.close()
+        gc.unfreeze()
 
 
 def at(seconds: float) -> datetime:

@@ -65,12 +65,19 @@ class Astray:
     async def propose(self, question: Question) -> Proposal:
         wish = await self._planner.propose(question)
         faults = self._process.faults
-        if not faults.hit("planner_strays"):
+        if not faults.draw("planner_strays"):
             return wish
         chance = faults.chance
         names = [*(vendor.vendor_id for vendor in question.vendors), "nobody"]
         hours = chance.choice(("0.01", "0.02", "0.05", "1000", "-1", "NaN", "0"))
         action: Literal["start_job", "wait"] = "wait" if chance.random() < 0.25 else "start_job"
-        return Proposal(
+        stray = Proposal(
             action=action, reason="astray", vendor_id=chance.choice(names), max_hours=Decimal(hours), mode="astray"
         )
+        if _wanted(stray) != _wanted(wish):
+            faults.count("planner_strays")
+        return stray
+
+
+def _wanted(wish: Proposal) -> tuple[str, ...]:
+    return wish.action, str(wish.vendor_id), str(wish.max_hours)

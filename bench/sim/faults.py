@@ -1,6 +1,6 @@
 """
 What goes wrong, how often it is drawn, and how often it really happened: a fault that was drawn and had no effect is
-not counted.
+not counted. Who draws it counts it, where it acts.
 """
 
 import random
@@ -47,6 +47,7 @@ PER_MILLE: Mapping[str, float] = {
     "settled_not_served": 40,
     "served_long_after": 80,
     "wrong_transaction": 40,
+    "job_sold_twice": 60,
     # Of every job, of every status, of every cancellation.
     "job_failed": 150,
     "job_cancelled_by_vendor": 60,
@@ -59,7 +60,7 @@ PER_MILLE: Mapping[str, float] = {
     # Of every refund that is owed.
     "refund_late": 150,
     "refund_never_sent": 150,
-    "refund_of_another": 300,
+    "refund_of_another": 400,
     "refund_too_small": 150,
     # Of every world, of every step of its clocks.
     "clock_skewed": 400,
@@ -92,7 +93,7 @@ class Faults:
         return self.chance.random() * 1000 < PER_MILLE[name] and not self.quiet
 
     def hit(self, name: str) -> bool:
-        """Return whether `name` happens now, and count it."""
+        """Return whether `name` happens now, and count it: of what acts whenever it is drawn."""
         if self.draw(name):
             self.happened[name] += 1
             return True
@@ -102,13 +103,12 @@ class Faults:
         self.happened[name] += 1
 
     def one_of(self, names: tuple[str, ...]) -> str | None:
-        """Return which of `names` happens now, at most one, and count it."""
+        """Return which of `names` is to happen now, at most one; who makes it happen calls `count`."""
         left = self.chance.random() * 1000
         if self.quiet:
             return None
         for name in names:
             left -= PER_MILLE[name]
             if left < 0:
-                self.happened[name] += 1
                 return name
         return None

@@ -32,6 +32,10 @@ from wire.vendor import JobStatus
 YIELDS = {"store": 150, "vendor": 500, "chain": 150, "wallet": 500}
 
 
+# What a vendor does, and does not only tell: that it is asked for twice is of consequence here alone.
+CHANGES = ("submit", "cancel")
+
+
 class Killed(BaseException):
     """Where a process ended: nothing that it still runs reaches anybody."""
 
@@ -67,6 +71,8 @@ class Process:
             raise Killed(self.name)
         faults = self.faults
         fault = faults.one_of((crash, "frozen"))
+        if fault is not None:
+            faults.count(fault)
         if fault == "frozen":
             self.frozen_until_s = asyncio.get_running_loop().time() + self._lease_s * faults.chance.uniform(1.05, 2.5)
         elif fault is not None:
@@ -230,19 +236,24 @@ class VendorPort:
         fault = faults.one_of(
             ("vendor_away", "vendor_5xx", "vendor_answer_lost", "vendor_answer_late", "vendor_called_twice")
         )
-        if fault == "vendor_away":
+        if fault == "vendor_away" and now_s >= seller.away_until_s:
+            faults.count(fault)
             seller.away_until_s = now_s + chance.uniform(5, 300)
         if now_s < seller.away_until_s and not faults.quiet:
             await process.after("vendor", 1.0)
             raise VendorUnreachable("connection refused")
         if fault == "vendor_5xx":
+            faults.count(fault)
             await process.after("vendor")
             raise VendorUnreachable("503 try later")
         step = getattr(self._vendors, verb)
-        if fault == "vendor_called_twice":
+        if fault == "vendor_called_twice" and verb in CHANGES:
             # The first answer is the one that nobody reads.
+            faults.count(fault)
             _first(step, vendor, *args)
         answer = step(vendor, *args)
+        if fault in ("vendor_answer_lost", "vendor_answer_late"):
+            faults.count(fault)
         if fault == "vendor_answer_lost":
             await process.after("vendor", 10.0)
             raise VendorUnreachable("no answer in 10 s")

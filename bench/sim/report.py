@@ -117,9 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader.add_argument("--json", action="store_true", help="print the line of JSON alone")
     add_arguments(reader)
     options = reader.parse_args(arguments)
+    if options.record and (options.plant is not None or options.world is not None):
+        reader.error("--record is for whole runs without a planted bug: leave --plant and --world out")
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     if options.plants:
-        return _matrix(seed, options)
+        return matrix(seed, options)
     only = None if options.world is None else (options.world,)
     done = simulate(seed, options.ticks, options.plant, options.jobs, only)
     missing = done.missing() if options.plant is None else []
@@ -153,28 +155,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if done.broken or missing else 0
 
 
-def _matrix(seed: int, options: argparse.Namespace) -> int:
-    """Look for each planted bug on PLANT_SEEDS seeds; return the exit code."""
+def matrix(seed: int, options: argparse.Namespace, plants: Sequence[int] = tuple(PLANTS)) -> int:
+    """Look for each of `plants` on PLANT_SEEDS seeds; return the exit code."""
     shown = Table(title=f"Ticks until a planted bug was found, {PLANT_SEEDS} seeds", title_justify="left")
     shown.add_column("bug")
     shown.add_column("found by")
     for number in range(PLANT_SEEDS):
         shown.add_column(f"seed {seed + number}", justify="right")
     found, ticks, times = 0, 0, 0
-    for plant, (name, _) in PLANTS.items():
+    for plant in plants:
         runs = [simulate(seed + number, options.ticks, plant, options.jobs) for number in range(PLANT_SEEDS)]
         found += all(run.broken and run.ticks <= options.ticks for run in runs)
         times += sum(bool(run.broken) for run in runs)
         ticks = max([ticks, *(run.ticks for run in runs)])
         by = ", ".join(sorted({run.broken[0].invariant for run in runs if run.broken}))
-        shown.add_row(f"{plant} {name}", by, *(f"{run.ticks:,}" if run.broken else "not found" for run in runs))
+        shown.add_row(
+            f"{plant} {PLANTS[plant][0]}", by, *(f"{run.ticks:,}" if run.broken else "not found" for run in runs)
+        )
     document = {
         "seed": seed,
         "plants_found": found,
-        "plants": len(PLANTS),
+        "plants": len(plants),
         "plant_seeds_max": PLANT_SEEDS,
         "plant_runs_found": times,
-        "plant_runs": len(PLANTS) * PLANT_SEEDS,
+        "plant_runs": len(plants) * PLANT_SEEDS,
         "ticks_to_find_max": ticks,
     }
     if not options.json:
@@ -182,4 +186,4 @@ def _matrix(seed: int, options: argparse.Namespace) -> int:
     if options.record:
         record("sim", document)
     print(json.dumps(document))
-    return 0 if found == len(PLANTS) else 1
+    return 0 if found == len(plants) else 1

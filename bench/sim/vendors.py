@@ -8,7 +8,6 @@ import base64
 from collections.abc import Callable
 from decimal import Decimal
 from hashlib import sha256
-from typing import Protocol
 
 import orjson
 
@@ -16,9 +15,8 @@ from agent.core.dialects import Challenge
 from agent.core.errors import VendorGarbled, VendorRefused
 from agent.core.model import Dialect, Vendor
 from agent.ports import Declined, Submitted, Unsettled
-from bench.sim.books import End, Job, Order, Promise, Seller
-from bench.sim.chain import BLOCK_S, MemoryChain, Transfer
-from bench.sim.clock import at
+from bench.sim.books import WORK_S_MAX, Job, Looker, Order, Promise, Seller
+from bench.sim.chain import BLOCK_S, MemoryChain
 from bench.sim.faults import Faults
 from wire.money import Asset, price_atomic, to_decimal
 from wire.vendor import (
@@ -47,16 +45,11 @@ PLANS = (
     "settled_not_served",
     "served_long_after",
     "wrong_transaction",
+    "job_sold_twice",
 )
-ENDS: dict[str | None, End] = {"job_failed": "failed", "job_cancelled_by_vendor": "cancelled"}
+# Of these an order's first answer is the act; the others act when money moves, or does not any more.
+SAID = ("never_settled", "wrong_transaction", "job_sold_twice")
 REFUNDS = ("refund_late", "refund_never_sent", "refund_of_another", "refund_too_small")
-
-
-class Looker(Protocol):
-    """Is told when money moves and when work begins."""
-
-    def settled(self, transfer: Transfer) -> None: ...
-    def job_began(self, seller: Seller, job: Job) -> None: ...
 
 
 class Vendors:
@@ -111,13 +104,15 @@ class Vendors:
             "extra": {"name": self._asset.name, "version": self._asset.version},
         }
         lie = self.faults.one_of(("price_raised", "payee_changed", "asset_changed", "cheque_too_long"))
-        lies: dict[str | None, dict[str, object]] = {
+        lies: dict[str, dict[str, object]] = {
             "price_raised": {"amount": str(int(quoted) * chance.choice((1008, 1200, 9000)) // 1000)},
             "payee_changed": {"payTo": THIEF},
             "asset_changed": {"asset": THIEF},
             "cheque_too_long": {"maxTimeoutSeconds": 86_400},
         }
-        terms |= lies.get(lie, {})
+        if lie is not None:
+            self.faults.count(lie)
+            terms |= lies[lie]
         seller.asked.setdefault(payment_id, set()).add(int(str(terms["amount"])))
         required = PaymentRequired(
             accepts=(PaymentRequirements.model_validate(terms),), extensions=declare_payment_identifier()
@@ -143,33 +138,37 @@ class Vendors:
         if left_s < 3 * BLOCK_S:
             return Declined(402, "the cheque is about to lapse")
         order = Order(payment_id, request, header, cheque, self.faults.one_of(PLANS))
+        if order.plan == "job_sold_twice":
+            order.sold = self.faults.chance.choice([*seller.jobs.values(), None])
+            order.plan = None if order.sold is None else order.plan
         seller.orders[payment_id] = order
         self._carry_out(seller, order, left_s)
         return self._answer(order)
 
     def find(self, vendor: Vendor, payment_id: str) -> JobFound | None:
         order = self.sellers[vendor.vendor_id].orders.get(payment_id)
-        if order is None or order.job is None:
-            return None
-        return _found(order.job, self.clock_s())
+        job = None if order is None else order.sold or order.job
+        return None if job is None else job.found(payment_id, self.clock_s())
 
     def live_jobs(self, vendor: Vendor) -> tuple[JobFound, ...]:
         now_s = self.clock_s()
-        return tuple(_found(job, now_s) for job in self.sellers[vendor.vendor_id].jobs.values() if job.is_live(now_s))
+        jobs = self.sellers[vendor.vendor_id].jobs.values()
+        return tuple(job.found(job.payment_id, now_s) for job in jobs if job.is_live(now_s))
 
     def job_status(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
         job = self._job(vendor, vendor_job_id)
         lie = self.faults.one_of(("status_garbled", "status_of_another_job", "status_backwards", "job_not_known"))
-        if lie == "status_garbled":
-            raise VendorGarbled("the answer is not JSON")
-        if lie == "job_not_known":
-            raise VendorRefused(404, "404 no such job")
-        told = self._told(vendor, job, cursor)
+        if lie in ("status_garbled", "job_not_known"):
+            self.faults.count(lie)
+            raise VendorGarbled("not JSON") if lie == "status_garbled" else VendorRefused(404, "404 no such job")
+        told = said = self._told(vendor, job, cursor)
         if lie == "status_of_another_job":
-            return told.model_copy(update={"vendor_job_id": "another"})
-        if lie == "status_backwards" and job.is_live(self.clock_s()):
-            return told.model_copy(update={"status": "submitted", "progress": Decimal(0)})
-        return told
+            said = told.model_copy(update={"vendor_job_id": "another"})
+        elif lie == "status_backwards" and job.is_live(self.clock_s()):
+            said = told.model_copy(update={"status": "submitted", "progress": Decimal(0)})
+        if lie is not None and said != told:
+            self.faults.count(lie)
+        return said
 
     def cancel(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
         job, now_s = self._job(vendor, vendor_job_id), self.clock_s()
@@ -196,7 +195,7 @@ class Vendors:
         """Do what the order's plan says, now and later."""
         chance, plan = self.faults.chance, order.plan
         late_s = chance.uniform(BLOCK_S, max(BLOCK_S, left_s - 2 * BLOCK_S))
-        if plan in (None, "wrong_transaction", "settled_not_served", "served_long_after"):
+        if plan in (None, "wrong_transaction", "settled_not_served", "served_long_after", "job_sold_twice"):
             self._settle(order)
         elif plan == "settled_in_the_last_second":
             self._later(left_s - BLOCK_S - chance.random(), lambda: self._settle_and_serve(seller, order))
@@ -206,7 +205,7 @@ class Vendors:
             self._later(late_s, lambda: self._settle(order))
         if plan == "served_long_after":
             # It was given up by then: the buyer has to find the job in the vendor's list.
-            self._later(chance.uniform(150, 400), lambda: self._serve(seller, order))
+            self._later(chance.uniform(150, 400), lambda: self._serve_late(seller, order))
         if plan in (None, "wrong_transaction", "served_before_settled"):
             self._serve(seller, order)
 
@@ -219,10 +218,22 @@ class Vendors:
         order.transfer = self._chain.settle(order.cheque)
         if order.transfer is None:
             return
+        if order.plan not in (*SAID, "served_long_after"):
+            self._act(order)
         if self.faults.draw("chain_reorganised") and self._chain.reorganise(order.transfer):
             self.faults.count("chain_reorganised")
         if self.looker is not None:
             self.looker.settled(order.transfer)
+
+    def _act(self, order: Order) -> None:
+        """Count the order's plan: it showed."""
+        if order.plan is not None and not order.has_acted:
+            order.has_acted = True
+            self.faults.count(order.plan)
+
+    def _serve_late(self, seller: Seller, order: Order) -> None:
+        self._serve(seller, order)
+        self._act(order)
 
     def _serve(self, seller: Seller, order: Order) -> None:
         chance, now_s = self.faults.chance, self.clock_s()
@@ -232,27 +243,32 @@ class Vendors:
             payment_id=order.payment_id,
             amount_atomic=int(order.cheque.value),
             began_s=now_s,
-            ends_s=now_s + (3_600 if fault == "job_without_end" else chance.uniform(3, 30)),
-            end=ENDS.get(fault, "completed"),
+            ends_s=now_s + (3_600 if fault == "job_without_end" else chance.uniform(3, WORK_S_MAX)),
+            fault=fault,
         )
         seller.jobs[order.job.vendor_job_id] = order.job
         if self.looker is not None:
             self.looker.job_began(seller, order.job)
 
     def _answer(self, order: Order) -> Submitted | Unsettled | Declined:
+        if order.plan in SAID:
+            self._act(order)
         if order.plan == "declined_then_settled" and order.transfer is None:
             return Declined(402, "402 insufficient_funds")
-        if order.job is None:
+        job = order.sold or order.job
+        if job is None:
             return Unsettled("202 the settlement is on its way")
         said = order.transfer.transaction if order.transfer is not None else None
         if order.plan == "wrong_transaction":
             said = "0x" + "ab" * 32
-        reply = SubmitReply(vendor_job_id=order.job.vendor_job_id, status=order.job.status(self.clock_s()))
+        reply = SubmitReply(vendor_job_id=job.vendor_job_id, status=job.status(self.clock_s()))
         return Submitted(reply, said)
 
     def _told(self, vendor: Vendor, job: Job, cursor: str | None) -> JobStatus:
         now_s = self.clock_s()
         status, lines = job.status(now_s), job.lines(now_s)
+        if job.fault is not None and job.shows_fault(now_s):
+            self.faults.count(job.fault)
         since = int(cursor) if cursor is not None else 0
         spent_s = min(now_s, job.ended_s()) - job.began_s
         return JobStatus(
@@ -287,6 +303,8 @@ class Vendors:
         others = [one.refund for one in seller.jobs.values() if one.refund is not None and one.refund.transfer]
         plans = REFUNDS if others else tuple(plan for plan in REFUNDS if plan != "refund_of_another")
         plan = self.faults.one_of(plans)
+        if plan is not None:
+            self.faults.count(plan)
         if plan == "refund_never_sent":
             return Promise(amount, "0x" + f"{self.faults.chance.getrandbits(256):064x}", None)
         if plan == "refund_of_another":
@@ -300,12 +318,3 @@ class Vendors:
         if plan == "refund_late":
             sent.block += int(self.faults.chance.uniform(100, 5_000)) // BLOCK_S
         return Promise(amount, sent.transaction, sent)
-
-
-def _found(job: Job, now_s: float) -> JobFound:
-    return JobFound(
-        vendor_job_id=job.vendor_job_id,
-        status=job.status(now_s),
-        payment_id=job.payment_id,
-        started_at=at(job.began_s),
-    )

@@ -4,8 +4,8 @@ that are called. It lives for a while, then everything goes well, and when nothi
 """
 
 import asyncio
+import gc
 import hashlib
-import logging
 import random
 import traceback
 from collections.abc import Coroutine
@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from agent.callback import called_back
 from agent.cancel import cancel
-from agent.core.errors import AgentError, Bug
+from agent.core.errors import AgentError, Bug, RunBusy
 from agent.core.invariants import Broken
 from agent.core.limits import Limits
 from agent.core.model import GpuPrice, Vendor
@@ -28,7 +28,7 @@ from agent.ports import Agent, ArtifactStore, Chain, Store, VendorGateway, Walle
 from agent.release import release
 from agent.start import start
 from agent.sweep import sweep
-from agent.tick import tick
+from agent.tick import Ticked, tick
 from bench.sim.books import Seller
 from bench.sim.chain import MemoryChain
 from bench.sim.checks import Checks
@@ -37,6 +37,7 @@ from bench.sim.errands import Astray, Believed, Shelf, Signer
 from bench.sim.faults import Faults
 from bench.sim.ports import ChainPort, Killed, Process, RevokerPort, StorePort, VendorPort, WalletPort
 from bench.sim.store import MemoryStore
+from bench.sim.told import TOLD
 from bench.sim.vendors import Vendors
 from wire.control import JobRequest, StartRequest
 from wire.money import BASE_SEPOLIA_USDC
@@ -71,6 +72,8 @@ class World:
         self.chance = random.Random(seed)
         self.faults = Faults(random.Random(f"{seed}:faults"))
         self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(self._escaped)
+        TOLD.take()
         chance, faults = self.chance, self.faults
         self._trace = hashlib.sha256(seed.encode())
         self.skew_s = chance.uniform(-600, 600) if faults.hit("clock_skewed") else 0.0
@@ -143,6 +146,7 @@ class World:
         if not self.checks.broken:
             await self.rest()
             self.checks.at_rest()
+        self.look_behind()
         for run_id, row in self.store.rows.items():
             self.note(f"{run_id} {row.run.status} {row.run.log.hash}")
         return Lived(self.ticks, tuple(self.checks.broken), dict(self.faults.happened), self._trace.hexdigest())
@@ -168,17 +172,36 @@ class World:
         """Sweep once; return how many runs were served."""
         try:
             done = await sweep(agent)
+        except Bug:
+            self.bug("", traceback.format_exc(limit=-3))
+            return 0
         except AgentError:
             return 0
-        for one in done.swept:
-            if one.message.startswith("internal"):
-                self.bug(one.run_id, _LAST.where or one.message)
+        finally:
+            for told in TOLD.take():
+                self.bug("", told)
+        for told in done.bugs:
+            self.bug("", told)
         for _ in done.orphans.cancelled if done.orphans is not None else ():
             self.faults.count("orphan_cancelled")
         return sum(one.message != "Served by another" for one in done.swept)
 
     def bug(self, run_id: str, detail: str) -> None:
-        self.checks.found([Broken("I5", run_id, f"a bug in the tick: {detail}")])
+        self.checks.found([Broken("I5", run_id, f"a bug: {detail}")])
+
+    def look_behind(self) -> None:
+        """Keep what went wrong where nobody awaited it."""
+        gc.collect()
+        for told in TOLD.take():
+            self.bug("", told)
+
+    def _escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A timer's function raised, or a task whose end nobody awaited: a bug, unless its process was killed."""
+        error = context.get("exception")
+        if isinstance(error, BaseExceptionGroup):
+            error = error.split(Killed)[1]
+        if error is not None and not isinstance(error, Killed):
+            self.bug("", "".join(traceback.format_exception(error, limit=-3)))
 
     async def _survived(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Do `work` in its process; return whether that is still alive."""
@@ -205,15 +228,23 @@ class World:
             await asyncio.sleep(chance.uniform(1, 4))
 
     async def _bother(self, run_id: str) -> None:
-        faults = self.faults
-        if faults.hit("cancel_asked"):
+        faults, row = self.faults, self.store.rows[run_id]
+        if faults.draw("cancel_asked"):
+            asked = row.run.cancel_requested_at
             await self._call(lambda agent: cancel(agent, run_id))
+            if row.run.cancel_requested_at != asked:
+                faults.count("cancel_asked")
         if faults.draw("cheque_revoked"):
             await self._call(lambda agent: release(agent, run_id))
-        if faults.hit("called_back"):
-            await self._call(lambda agent: called_back(agent, run_id, None, SIGNED, b"{}"))
-        if faults.hit("ticks_meet"):
-            await asyncio.gather(*[self._call(lambda agent: tick(agent, run_id)) for _ in range(3)])
+        if faults.draw("called_back"):
+            ticked = await self._call(lambda agent: called_back(agent, run_id, None, SIGNED, b"{}"))
+            if isinstance(ticked, Ticked):
+                faults.count("called_back")
+        if faults.draw("ticks_meet"):
+            goes_on = row.run.status not in RUN_ENDS
+            met = await asyncio.gather(*[self._call(lambda agent: tick(agent, run_id)) for _ in range(3)])
+            if goes_on and any(isinstance(one, RunBusy) for one in met):
+                faults.count("ticks_meet")
 
     async def _start(self) -> None:
         chance = self.chance
@@ -223,23 +254,31 @@ class World:
             job=JobRequest(max_hours=Decimal(chance.choice(("0.01", "0.02"))), count=chance.choice((1, 1, 2))),
             deadline=self.now() + timedelta(seconds=chance.uniform(20, 400)) if chance.random() < 0.2 else None,
         )
-        number = len(self.runs) + 1
-        for _ in range(1 + self.faults.hit("start_repeated")):
-            await self._call(lambda agent: start(agent, request, f"key-{number}", run_id=f"run_{number:032d}"))
-        if f"run_{number:032d}" in self.store.rows:
-            self.runs.append(f"run_{number:032d}")
+        run_id = f"run_{len(self.runs) + 1:032d}"
+        for _ in range(1 + self.faults.draw("start_repeated")):
+            if run_id in self.store.rows:
+                self.faults.count("start_repeated")
+            await self._call(lambda agent: start(agent, request, f"key-{run_id}", run_id=run_id))
+        if run_id in self.store.rows:
+            self.runs.append(run_id)
 
-    async def _call(self, work: Any) -> None:
-        """Call the agent once, in a process of its own."""
+    async def _call(self, work: Any) -> Any:
+        """Call the agent once, in a process of its own; return its answer or refusal, None where nobody heard it."""
         _, agent = self.agent()
+        heard: list[Any] = []
+
+        async def hear() -> None:
+            heard.append(await work(agent))
+
         try:
-            await self._survived(work(agent))
+            await self._survived(hear())
         except Bug:
             self.bug("", traceback.format_exc(limit=-3))
-        except AgentError:
-            return
+        except AgentError as refusal:
+            return refusal
         except Exception:
             self.bug("", traceback.format_exc(limit=-3))
+        return heard[0] if heard else None
 
     async def rest(self) -> None:
         """Sweep in one process, without a fault, as long as anything is due."""
@@ -278,17 +317,3 @@ def _registered(seller: Seller) -> Vendor:
         updated_at=at(0),
         prices=(GpuPrice(gpu_type="A10", per_hour_atomic=seller.per_hour_atomic),),
     )
-
-
-class _Last(logging.Handler):
-    """Keeps the last exception that the sweep told of, and lets nothing be printed."""
-
-    where = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info is not None:
-            self.where = "".join(traceback.format_exception(*record.exc_info, limit=-3))
-
-
-_LAST = _Last()
-logging.getLogger("livery").addHandler(_LAST)

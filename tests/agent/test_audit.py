@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from pymongo import MongoClient
 from agent.audit import audit
 from agent.cancel import cancel
 from agent.core.audit import Report
+from agent.core.cheque import payment_nonce
+from agent.core.errors import WalletError
 from agent.core.model import Run
 from agent.edges.chain_evm import EvmChain
 from agent.edges.store_mongo import MongoStore
+from agent.sweep import sweep
 from chain.abi import call_data
-from chain.devchain import dev_account
+from chain.devchain import DevAccount, DevChain, dev_account
 from chain.rpc import Rpc
 from chain.token import TokenReader
 from outbound.http import HttpClient
 from tests.chain.signing import authorization_for, settle_data, signature_of
+from tests.fixtures.hostile import HostileWorld, hostile_world
 from tests.fixtures.world import WatchedStore, World, register_all, replace_agent
 from wire import decimal_json
 from wire.money import BASE_SEPOLIA_USDC
@@ -95,6 +99,9 @@ class Tampering:
 
         async def undo() -> None:
             self.world.chain.revert(fork)
+            # A reader that saw the blocks which are gone now believes none of the node's older ones.
+            reader = TokenReader(Rpc(self.world.chain.url, HttpClient()), BASE_SEPOLIA_USDC)
+            replace_agent(self.world, chain=EvmChain(reader))
             for job in jobs:
                 await shop.update_job(job.job_id, lambda _, job=job: job)
             for name, rows in tables.items():
@@ -323,7 +330,7 @@ async def test_a_job_that_no_payment_of_ours_bought_is_found_in_the_vendors_list
     world = books.world
     run_id = await world.start()
     run = await world.until(run_id, lambda run: run.jobs[0].status == "submitted")
-    found = {"vendorJobId": "stray", "status": "running", "paymentId": "run_x-payment-1"}
+    found = {"vendorJobId": "stray", "status": "running", "paymentId": f"{run.run_id}-payment-9"}
 
     def adds(request: httpx.Request, response: httpx.Response) -> httpx.Response:
         first = request.headers.get("x-vendor-id") == "gpu_vendor_1"
@@ -336,9 +343,13 @@ async def test_a_job_that_no_payment_of_ours_bought_is_found_in_the_vendors_list
     world.hosts.meddle = adds
     report = await books.audit()
     assert [(one.code, one.books) for one in report.differences] == [
-        ("I6", "gpu_vendor_1 has stray for no payment of ours")
+        ("I6", f"gpu_vendor_1 has stray under {run.run_id}-payment-9, no payment of ours")
     ]
     assert (await books.audit(run.run_id)).differences == ()
+    # One that another control plane bought, under the same secret, is nothing that we could judge.
+    found["paymentId"] = "run_x-payment-1"
+    report = await books.audit()
+    assert (report.differences, [one.subject for one in report.unchecked]) == ((), ["stray"])
 
 
 async def test_a_run_that_is_ticked_while_it_is_audited_is_read_again(books: Tampering) -> None:
@@ -369,25 +380,174 @@ async def test_a_run_that_is_ticked_while_it_is_audited_is_read_again(books: Tam
     assert (report.runs, report.differences, report.unchecked) == (2, (), ())
 
 
+class Moving:
+    """A store whose run is ticked whenever a log is read: its cheque is offered again, and the log grows."""
+
+    def __init__(self, world: World, run_id: str) -> None:
+        self.world, self.run_id, self.inner = world, run_id, world.agent.store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def read_log(self, run_id: str, **more: Any) -> Any:
+        await self.world.tick(self.run_id)
+        return await self.inner.read_log(run_id, **more)
+
+
 async def test_a_run_that_never_stands_still_is_unchecked_and_accused_of_nothing(books: Tampering) -> None:
     world = books.world
-    run_id = await world.start()
     world.hosts.down.add("facilitator")
+    run_id = await world.start()
     await world.tick(run_id)
-    inner = world.agent.store
+    moving = replace(world.agent, store=Moving(world, run_id))
+    for named in (run_id, None):
+        report = await audit(moving, named)
+        assert (report.differences, report.late) == ((), ())
+        assert [(one.run_id, "ticked while it was read" in one.why) for one in report.unchecked] == [(run_id, True)]
 
-    class Moving:
+
+async def test_a_theft_is_found_in_books_that_never_stand_still(books: Tampering) -> None:
+    world = books.world
+    ended = await world.until_ended(await world.start())
+    world.hosts.down.add("facilitator")
+    run_id = await world.start()
+    await world.tick(run_id)
+    moving = replace(world.agent, store=Moving(world, run_id))
+    stolen = books.move(world.payer.address, dev_account(7).address, 1)
+    cheque = authorization_for(world.payer, world.vendors[0].pay_to, 7)
+    cashed = world.chain.transact(USDC, settle_data(cheque, signature_of(world.payer, cheque)))
+    await books.vendor_says(ended.payments[0].payment_id, price_atomic=1_400_001)
+    report = await audit(moving)
+    assert sorted((one.code, one.run_id, one.subject) for one in report.differences) == sorted(
+        [
+            ("moved_out", "", stolen),
+            ("payment_unknown", "", cashed),
+            ("job_cost", ended.run_id, ended.jobs[0].job_id),
+        ]
+    )
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_cheque_that_was_sent_and_never_stored_is_found(books: Tampering, before: int) -> None:
+    world = books.world
+    run_id = await world.start()
+    if before:
+        await world.until_ended(run_id)
+    assert (await books.audit()).differences == ()
+    # Two forgotten cheques under one number cannot be: the token settles a nonce once.
+    nonce = payment_nonce(run_id, before + 1)
+    cheque = authorization_for(world.payer, world.vendors[0].pay_to, 7).model_copy(update={"nonce": nonce})
+    cashed = world.chain.transact(USDC, settle_data(cheque, signature_of(world.payer, cheque)))
+    for named in (None, run_id):
+        [one] = (await books.audit(named)).differences
+        # Where the wallet had never paid there is no block to look from: that it was cashed is known, not for how much.
+        expected = (cashed, 7) if before else (nonce, None)
+        assert (one.code, one.run_id, one.subject, one.by_atomic) == ("payment_unknown", run_id, *expected)
+    # By a wallet that is not configured any more nothing is known of one that never paid.
+    replace_agent(world, wallet=None)
+    assert len((await books.audit()).differences) == before
+
+
+async def test_a_wallet_that_cannot_say_its_address_is_unchecked(books: Tampering) -> None:
+    class Away:
+        async def address(self) -> str:
+            raise WalletError("nobody there")
+
+    await books.world.start()
+    replace_agent(books.world, wallet=Away())
+    report = await books.audit()
+    assert [(one.subject, one.why) for one in report.unchecked] == [
+        ("wallet", "its address could not be asked: nobody there")
+    ]
+
+
+async def test_money_that_is_free_again_too_early_is_found(books: Tampering) -> None:
+    world = books.world
+    world.hosts.down.add("facilitator")
+    run_id = await world.start()
+    held = world.agent.chain
+
+    class Ahead:
+        """A node that is believed and whose clock is not the chain's."""
+
         def __getattr__(self, name: str) -> Any:
-            return getattr(inner, name)
+            return getattr(held, name)
 
-        async def read_log(self, run_id: str, **more: Any) -> Any:
-            # Its cheque is offered again at each tick: the log grows.
-            await world.tick(run_id)
-            return await inner.read_log(run_id, **more)
+        async def finalized_time_s(self) -> int:
+            return 2**40
 
-    report = await audit(replace(world.agent, store=Moving()), run_id)
-    assert report.differences == ()
-    assert [(one.run_id, "ticked while it was read" in one.why) for one in report.unchecked] == [(run_id, True)]
+    await world.tick(run_id)
+    replace_agent(world, chain=Ahead())
+    run = await world.until(run_id, lambda run: run.payments[0].status == "failed")
+    replace_agent(world, chain=held)
+    for named in (None, run_id):
+        [one] = (await books.audit(named)).differences
+        assert (one.code, one.run_id, one.by_atomic) == ("released_early", run_id, run.payments[0].amount_atomic)
+    # Its cheque has lapsed: what was wrong is past, and nothing can come of it.
+    world.chain.increase_time(10_000)
+    world.chain.mine(3)
+    assert (await books.audit()).differences == ()
+
+
+@pytest.fixture
+async def hours(
+    chain: DevChain, tmp_path: Path, payer: DevAccount, facilitator_account: DevAccount
+) -> AsyncIterator[HostileWorld]:
+    """Yield a world whose clocks are the test's, and whose jobs have used nothing of their money for 50 minutes."""
+    async with hostile_world(tmp_path, chain, payer, facilitator_account, epoch_seconds=3_000, poll_s=60) as made:
+        yield made
+
+
+async def swept(world: HostileWorld, run_id: str) -> Run:
+    """Return the run when the sweep has cancelled the one job that nobody wants, and what came back is counted."""
+    await world.pass_time(world.agent.limits.orphans_interval_s)
+    done = await sweep(world.agent)
+    assert done.orphans is not None
+    assert [one.why for one in done.orphans.cancelled] == ["job_failed"]
+    # Between the vendor's refund and the tick that counts it there is nothing to tell either.
+    assert (await audit(world.agent)).differences == ()
+    return await world.watch(run_id)
+
+
+@pytest.mark.row(6)
+async def test_a_job_that_was_lost_came_back_and_was_swept_is_no_difference(hours: HostileWorld) -> None:
+    run_id = await hours.start("1.4")
+    await hours.until(run_id, lambda run: run.jobs[0].vendor_job_id is not None)
+    hours.limit(attempts_max=1, misses_max=3)
+    hours.hosts.down.add("vendors")
+    for _ in range(4):
+        await hours.tick(run_id)
+        await hours.pass_time(201)
+    hours.hosts.down.clear()
+    run = await swept(hours, run_id)
+    assert str(run.jobs[0].error_message).startswith("job_lost: ")
+    assert run.payments[0].status == "refunded"
+    report = await audit(hours.agent)
+    assert (report.differences, report.unchecked) == ((), ())
+
+
+@pytest.mark.row(6)
+async def test_a_job_that_was_never_heard_of_and_was_swept_is_no_difference(hours: HostileWorld) -> None:
+    hours.limit(unserved_sends_max=2, attempts_max=1)
+    hours.script(errors=10_000, routes=("/jobs",))
+    hours.hosts.lose_replies("/submit-job", 100)
+    run_id = await hours.start("1.4")
+    for _ in range(3):
+        await hours.tick(run_id)
+    # A vendor that cannot say what it has is waited for beyond the cheque's time.
+    await hours.pass_time(601 + hours.agent.limits.missed_s_max)
+    await hours.until_ended(run_id)
+    hours.script()
+    # While it goes on it is one, by the whole of what was paid.
+    assert [(one.code, one.by_atomic) for one in (await audit(hours.agent)).differences] == [
+        ("job_unclaimed", 1_400_000),
+        ("I3", None),
+    ]
+    run = await swept(hours, run_id)
+    assert str(run.jobs[0].error_message).startswith("paid_not_served: ")
+    assert (run.payments[0].status, run.budget.spent_atomic) == ("refunded", 0)
+    report = await audit(hours.agent)
+    assert (report.differences, report.unchecked) == ((), ())
 
 
 def _slots(holder: str) -> list[str]:

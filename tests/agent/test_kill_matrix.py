@@ -17,6 +17,12 @@ PLANTED = (
     ("calls unknown failed", "after send, before answer", "books_differ"),
     ("starts anew", "cashier: after job start", "jobs_unpaid"),
     ("refunds unstored", "cashier: refund: after broadcast", "refunds_differ"),
+    ("raises every second time", "after observe", "bugs"),
+    ("raises in the search for orphans", "after observe", "bugs"),
+    # Told before its process was killed, long since right again; and a step that spans the kill.
+    ("is wrong for a moment", "after settlement stored", "invariants_broken"),
+    ("counts its tokens anew", "after settlement stored", "invariants_broken"),
+    ("holds nothing", "after observe", "holds_differ"),
 )
 
 

@@ -28,15 +28,21 @@ from tests.fixtures.world import register_all
 from wire.control import StartRequest
 from wire.vendor import JobFound
 
-FIRST = "gpu_vendor_1"
+FIRST, SECOND = "gpu_vendor_1", "gpu_vendor_2"
+
+
+@pytest.fixture
+def epoch_seconds() -> int:
+    """How long a third of a job takes; a test with longer jobs says so."""
+    return 900
 
 
 @pytest.fixture
 async def world(
-    chain: DevChain, tmp_path: Path, payer: DevAccount, facilitator_account: DevAccount
+    chain: DevChain, tmp_path: Path, payer: DevAccount, facilitator_account: DevAccount, epoch_seconds: int
 ) -> AsyncIterator[HostileWorld]:
-    """Yield a world whose jobs take 45 minutes."""
-    async with hostile_world(tmp_path, chain, payer, facilitator_account, epoch_seconds=900, poll_s=60) as made:
+    lasting = hostile_world(tmp_path, chain, payer, facilitator_account, epoch_seconds=epoch_seconds, poll_s=60)
+    async with lasting as made:
         yield made
 
 
@@ -58,7 +64,7 @@ async def rounds(world: HostileWorld, count: int) -> Orphans:
 
 
 async def vendor_status(world: HostileWorld) -> list[str]:
-    return sorted(job.status for job in await world.vendor_jobs())
+    return sorted(job.status for job in world.vendor_jobs())
 
 
 async def the_end(world: HostileWorld, run_id: str) -> Run:
@@ -121,14 +127,12 @@ async def test_a_job_that_was_lost_and_comes_back_is_cancelled(world: HostileWor
 
 @pytest.mark.row(6)
 @pytest.mark.row(20)
+@pytest.mark.parametrize("epoch_seconds", [1_300])
 async def test_a_job_that_was_paid_for_and_never_heard_of_is_cancelled_and_paid_back(world: HostileWorld) -> None:
-    world.limit(unserved_sends_max=2, attempts_max=1)
-    world.script(errors=10_000, routes=("/jobs",))
-    world.hosts.lose_replies("/submit-job", 100)
-    run_id = await world.start("1.4")
-    for _ in range(3):
-        await world.tick(run_id)
-    await world.pass_time(601)
+    world.limit(attempts_max=1)
+    run_id = await an_unheard_of_job(world)
+    lapses_s = (await world.store.read_run(run_id)).payments[0].valid_before_s
+    await world.pass_time(lapses_s + world.agent.limits.missed_s_max + 2 - (await world.store.now()).timestamp())
     run = await world.until_ended(run_id)
     assert str(run.jobs[0].error_message).startswith("paid_not_served: ")
     assert (run.jobs[0].vendor_job_id, run.payments[0].status) == (None, "completed")
@@ -139,6 +143,37 @@ async def test_a_job_that_was_paid_for_and_never_heard_of_is_cancelled_and_paid_
     assert [one.why for one in found.cancelled] == ["job_failed"]
     run = await the_end(world, run_id)
     assert (run.payments[0].status, run.budget.spent_atomic) == ("refunded", 0)
+
+
+async def an_unheard_of_job(world: HostileWorld) -> str:
+    """Return a run that paid, and neither heard what became of it nor gets an answer to the question."""
+    world.script(errors=10_000, routes=("/jobs",))
+    world.hosts.lose_replies("/submit-job", 100)
+    run_id = await world.start("1.4")
+    assert (await world.tick(run_id)).run.payments[0].status == "completed"
+    return run_id
+
+
+@pytest.mark.row(20)
+async def test_a_job_that_nobody_can_ask_for_is_not_given_up_for_that(world: HostileWorld) -> None:
+    """Ten look-ups and more, the cheque lapsed: the vendor that comes back has the job, and it was bought once."""
+    run_id = await an_unheard_of_job(world)
+    for _ in range(12):
+        await world.pass_time(5)
+        await world.tick(run_id)
+    lapses_s = (await world.store.read_run(run_id)).payments[0].valid_before_s
+    await world.pass_time(lapses_s + world.agent.limits.missed_s_max - 5 - (await world.store.now()).timestamp())
+    for _ in range(2):
+        run = (await world.tick(run_id)).run
+        assert [job.status for job in run.jobs] == ["quoted"]
+    # What was not sent is not counted as sent.
+    assert run.payments[0].sends == 1
+    world.script()
+    world.hosts.meddle = None
+    run = await world.drive(run_id)
+    assert (run.status, len(run.jobs), len(run.payments)) == ("completed", 1, 1)
+    assert not world.hosts.calls("/cancel-job")
+    assert await world.broken() == []
 
 
 async def test_what_a_live_run_wants_is_left_alone_whatever_it_is_waiting_for(world: HostileWorld) -> None:
@@ -197,10 +232,10 @@ async def test_an_end_is_given_a_moment_before_it_is_enforced(world: HostileWorl
     assert [one.why for one in (await rounds(world, 1)).cancelled] == ["job_failed"]
 
 
-async def test_vendors_are_asked_every_few_minutes_by_one_of_all_processes(world: HostileWorld) -> None:
+async def test_vendors_are_asked_every_few_minutes_by_one_of_all_processes(world: HostileWorld, tmp_path: Path) -> None:
     for expected in (True, False):
         assert ((await sweep(world.agent)).orphans is not None) is expected
-    again = replace(world.agent, store=SqliteStore(world.store.inner._db.path))
+    again = replace(world.agent, store=SqliteStore(tmp_path / "agent.db"))
     assert (await sweep(again)).orphans is None
     await again.store.close()
     assert len(world.hosts.calls("/jobs")) == len(world.vendors)
@@ -262,11 +297,9 @@ async def test_a_vendor_without_a_list_is_sent_the_same_bytes(world: HostileWorl
     assert await world.broken() == []
 
 
+@pytest.mark.parametrize("epoch_seconds", [10_000])
 async def test_a_job_carries_the_longest_it_may_live_and_its_vendor_ends_it_then(world: HostileWorld) -> None:
     """Nobody asks, nobody cancels: what a buyer forgot costs what was bought and no more."""
-    world.vendor_app.state.shop._settings = world.vendor_app.state.shop._settings.model_copy(
-        update={"epoch_seconds": Decimal(10_000)}
-    )
     run_id = await a_live_job(world)
     body = json.loads(world.hosts.calls("/submit-job")[-1].content)
     assert Decimal(str(body["maxHours"])) == (await world.store.read_run(run_id)).jobs[0].hours == 1
@@ -312,7 +345,31 @@ def test_a_job_is_an_orphan_when_nothing_stored_can_want_it(
 ) -> None:
     books = a_run(jobs=(a_job(1, **job),), payments=(a_payment(1),), **run)
     found = LISTED.model_copy(update=listed)
-    assert unwanted_since(books, found, frozenset({"vgpu_1", found.vendor_job_id}), at(100)) == expected
+    listed_ids = frozenset({"vgpu_1", found.vendor_job_id})
+    assert unwanted_since(books, found, FIRST, listed_ids, frozenset({SECOND}), at(100)) == expected
+
+
+@pytest.mark.parametrize(
+    ("job", "listed_id", "at_another_address", "expected"),
+    [
+        # Nobody bought it there, whatever became of the one that was bought.
+        (RUNNING, "vgpu_1", True, ("other_vendor", at(1))),
+        (RUNNING, "v2", True, ("other_vendor", at(1))),
+        (RUNNING, "v2", False, ("other_vendor", at(1))),
+        ({"status": "quoted"}, "v2", True, ("other_vendor", at(1))),
+        # One seller under two names, whose list is the same under both.
+        (RUNNING, "vgpu_1", False, None),
+        ({"status": "quoted"}, "v2", False, None),
+        (ENDED, "vgpu_1", False, ("job_failed", at(5))),
+    ],
+)
+def test_a_job_at_another_vendor_than_was_paid_is_an_orphan(
+    job: dict[str, Any], listed_id: str, at_another_address: bool, expected: Any
+) -> None:
+    books = a_run(jobs=(a_job(1, **job),), payments=(a_payment(1),))
+    found = LISTED.model_copy(update={"vendor_job_id": listed_id})
+    elsewhere = frozenset({FIRST} if at_another_address else ())
+    assert unwanted_since(books, found, SECOND, frozenset({listed_id}), elsewhere, at(100)) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reserved money comes back by proof alone: a cheque lapsed, or cancelled, in blocks that nothing undoes."""
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from agent.core.errors import CannotRevoke
+from agent.core.events import JobQuoted, PaymentReserved
 from agent.core.model import Payment, Run
 from agent.edges.revoker_evm import EvmRevoker
 from agent.edges.wallet_evm import EvmWallet, account_from_key
+from agent.ports import Claim
 from agent.release import Released, release
+from agent.turn import Turn
 from agent.wiring import open_wallet
 from chain.devchain import dev_account
 from chain.rpc import Rpc
@@ -222,8 +225,9 @@ async def test_a_cheque_whose_job_is_being_worked_on_stays_in_the_vendors_hand(w
 async def test_a_wallet_without_a_coin_for_the_fee_says_so_and_the_money_stays_reserved(world: World) -> None:
     run_id = await unknown(world)
     world.chain.fund(world.payer.address, 0)
-    with pytest.raises(CannotRevoke, match=r"the chain refuses: .*[Ii]nsufficient funds"):
-        await release(world.agent, run_id)
+    released = await only(world, run_id)
+    assert released.outcome == "cannot"
+    assert re.match(r"the chain refuses: .*[Ii]nsufficient funds", released.why)
     run = await read(world, run_id)
     assert (run.payments[0].status, run.payments[0].revoked_in) == ("unknown", None)
     assert run.budget.reserved_atomic == 1_400_000
@@ -245,14 +249,77 @@ async def test_a_wallet_that_only_signs_documents_or_another_key_cannot_cancel(w
     custody = open_wallet(settings)
     assert open_revoker(settings, custody, HttpClient()) is None
     replace_agent(world, revoker=None)
-    with pytest.raises(CannotRevoke, match="signs documents and does not send transactions"):
-        await release(world.agent, run_id)
-    other = EvmWallet(lambda: account_from_key(dev_account(5).key))
-    rpc = Rpc(world.chain.url, HttpClient())
-    replace_agent(world, revoker=EvmRevoker(other, rpc, BASE_SEPOLIA_USDC))
-    with pytest.raises(CannotRevoke, match="the cheque is of 0x"):
-        await release(world.agent, run_id)
+    assert await cannot(world, run_id) == "a CDP wallet cannot cancel: wait for the cheque to lapse"
+    replace_agent(world, revoker=another_key(world))
+    assert (await cannot(world, run_id)).startswith("the cheque is of 0x")
+    replace_agent(world, wallet=None)
+    assert (await cannot(world, run_id)).endswith("takes the key that signed it, and none is configured")
     assert (await read(world, run_id)).payments[0].status == "unknown"
+
+
+async def cannot(world: World, run_id: str) -> str:
+    released = await only(world, run_id)
+    assert released.outcome == "cannot"
+    return released.why
+
+
+def another_key(world: World) -> EvmRevoker:
+    other = EvmWallet(lambda: account_from_key(dev_account(5).key))
+    return EvmRevoker(other, Rpc(world.chain.url, HttpClient()), BASE_SEPOLIA_USDC)
+
+
+async def test_a_cheque_that_cannot_be_cancelled_hides_nothing_of_the_others(world: World) -> None:
+    """A run whose wallet was changed between two cheques: the first is of a key that is not here any more."""
+    run_id = await unknown(world)
+    replace_agent(world, revoker=another_key(world))
+    claim = await world.store.claim(run_id, 30)
+    assert isinstance(claim, Claim)
+    turn, [first], [job] = Turn.of(world.agent, claim), claim.run.payments, claim.run.jobs
+    second = replace(first, payment_id=f"{run_id}-payment-2", job_id="second", nonce="0x" + "5e" * 32, status="pending")
+    ours = replace(second, payer=dev_account(5).address)
+    await turn.save(
+        JobQuoted(at=turn.now, job=replace(job, job_id="second")), PaymentReserved(at=turn.now, payment=ours)
+    )
+    await world.store.release(run_id, claim.token, turn.now)
+
+    released = await release(world.agent, run_id)
+    assert [(one.payment.payment_id, one.outcome) for one in released] == [
+        (first.payment_id, "cannot"),
+        (second.payment_id, "revoked"),
+    ]
+    world.chain.mine(2)
+    assert [one.outcome for one in await release(world.agent, run_id)] == ["cannot", "not_paid"]
+
+
+async def test_a_vendor_that_was_faster_than_a_refused_cancellation_is_paid(world: World) -> None:
+    run_id = await unknown(world)
+    [payment] = (await read(world, run_id)).payments
+    revoker = world.agent.revoker
+    assert revoker is not None
+
+    class Slower:
+        async def revoke(self, payer: str, nonce: str) -> str:
+            cash(world, payment)
+            return await revoker.revoke(payer, nonce)
+
+    replace_agent(world, revoker=Slower())
+    released = await only(world, run_id)
+    assert (released.outcome, released.why, released.payment.status) == ("paid", "", "completed")
+    await world.check_books()
+
+
+async def test_a_run_that_has_ended_stays_watched_for_its_refund(world: World) -> None:
+    world.script(fail_at_epoch=1)
+    world.limit(attempts_max=1, refund_wait_s=0)
+    # The vendor has not told of it yet.
+    world.hosts.change_json("/job-status", {"refund": None})
+    run_id = await world.start()
+    run = await world.until_ended(run_id)
+    assert (run.status, run.payments[0].status) == ("failed", "completed")
+    due = (await read(world, run_id)).next_tick_at
+    assert due is not None
+    assert await release(world.agent, run_id) == ()
+    assert (await read(world, run_id)).next_tick_at == due
 
 
 @pytest.mark.row(21)

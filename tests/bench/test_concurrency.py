@@ -1,9 +1,18 @@
 """What the processes of the concurrency benchmark saw, put together: two holders at once are seen as two."""
 
+from pathlib import Path
+
 import pytest
 
-from bench.concurrent.scenes import percentile
-from bench.concurrent.witness import Held, Saved, disorder, holders_max
+from agent.core.errors import ChainUnavailable, RunBusy, StoreUnavailable
+from agent.edges.store_sqlite import SqliteStore
+from agent.ports import Claim
+from bench.concurrent.place import unanswered
+from bench.concurrent.scenes import untried
+from bench.concurrent.witness import Held, Saved, Seen, Witness, disorder, holders_max
+from bench.concurrent.worker import Exit
+from bench.records import percentile
+from tests.agent.core.values import a_run
 
 
 def held(token: int, since_s: float, until_s: float, lapses_s: float = 60, run_id: str = "run_1") -> Held:
@@ -40,3 +49,37 @@ def test_tokens_that_do_not_grow_are_told() -> None:
 def test_a_percentile_is_the_value_that_so_many_are_not_above() -> None:
     assert [percentile(list(range(1, 101)), percent) for percent in (50, 99, 100)] == [50, 99, 100]
     assert (percentile([7.0], 99), percentile([], 99)) == (7.0, 0.0)
+
+
+async def test_a_lease_that_was_never_released_is_written_down_at_the_end(tmp_path: Path) -> None:
+    store, seen = SqliteStore(tmp_path / "agent.db"), Seen()
+    await store.migrate()
+    run = a_run()
+    await store.insert_run(run, (), None, "")
+    witness = Witness(store, 7, seen)
+    claim = await witness.store().claim(run.run_id, 60)
+    assert isinstance(claim, Claim)
+    assert seen.held == []
+    await witness.end()
+    await store.close()
+    (lease,) = seen.held
+    assert (lease.run_id, lease.token, lease.process) == (run.run_id, claim.token, 7)
+    assert lease.since_s <= lease.until_s < lease.lapses_s == claim.now.timestamp() + 60
+
+
+@pytest.mark.parametrize(
+    ("paid", "refused", "unreached", "is_tried"),
+    [(20, 80, 0, True), (20, 79, 1, True), (20, 78, 2, False), (100, 0, 0, False), (0, 100, 0, False)],
+)
+def test_a_cap_is_tried_where_some_pay_and_others_are_refused(
+    paid: int, refused: int, unreached: int, is_tried: bool
+) -> None:
+    assert (untried(paid, refused, unreached, 100) == []) == is_tried
+
+
+def test_a_store_that_hardly_answers_is_told() -> None:
+    served, busy = Exit(said="Waiting", elapsed_s=0.1), Exit(said="", elapsed_s=0.1, error=RunBusy.code)
+    away = [Exit(said="", elapsed_s=10.0, error=error.code) for error in (StoreUnavailable, ChainUnavailable)]
+    assert unanswered([served, *[busy] * 199, *away]) == []
+    assert unanswered([served, *[busy] * 99, *away]) == ["store or chain did not answer 2 of 102 ticks"]
+    assert unanswered([served, away[0]]) == []

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from agent.cancel import cancel
-from agent.core.errors import AgentError
+from agent.core.errors import AgentError, Bug
 from agent.core.states import RUN_ENDS
 from agent.ports import Agent
 from agent.start import start
@@ -26,7 +26,7 @@ from agent.tick import tick
 from bench.sim.clock import VirtualLoop
 from bench.sim.faults import PER_MILLE, Faults
 from bench.sim.planted import planted
-from bench.sim.ports import Killed, Process
+from bench.sim.ports import Killed
 from bench.sim.world import LIMITS, World
 from wire.control import JobRequest, StartRequest
 
@@ -50,7 +50,7 @@ class Told(Faults):
         return True
 
     def one_of(self, names: tuple[str, ...]) -> str | None:
-        return next((name for name in names if self.hit(name)), None)
+        return next((name for name in names if self.draw(name)), None)
 
 
 class SimMachine(RuleBasedStateMachine):
@@ -59,7 +59,6 @@ class SimMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 1_000))
     def begin(self, seed: int) -> None:
         self.loop = VirtualLoop()
-        self.loop.set_exception_handler(lambda loop, context: None)
         self.world = self.run(self.born(f"machine:{seed}"))
         self.runs: list[str] = []
         self.frozen: list[asyncio.Task[None]] = []
@@ -77,14 +76,15 @@ class SimMachine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
-    async def called(self, work: Any) -> Process:
+    async def called(self, work: Any) -> None:
         """Call the agent in a process of its own, which may die of it."""
-        process, agent = self.world.agent()
+        _, agent = self.world.agent()
         try:
             await work(agent)
+        except Bug:
+            raise
         except (Killed, AgentError):
             pass
-        return process
 
     @rule(budget=st.sampled_from(["0.05", "0.3", "3"]), count=st.integers(1, 2))
     def start(self, budget: str, count: int) -> None:
@@ -114,13 +114,10 @@ class SimMachine(RuleBasedStateMachine):
         self.faults.next = {"frozen"}
 
         async def begin() -> None:
-            self.frozen.append(asyncio.ensure_future(self.forget(lambda agent: tick(agent, run_id))))
+            self.frozen.append(asyncio.ensure_future(self.called(lambda agent: tick(agent, run_id))))
             await asyncio.sleep(0)
 
         self.run(begin())
-
-    async def forget(self, work: Any) -> None:
-        await self.called(work)
 
     @precondition(lambda self: self.frozen)
     @rule()
@@ -157,6 +154,7 @@ class SimMachine(RuleBasedStateMachine):
         self.faults.quiet = True
         self.run(self.world.rest())
         self.world.checks.at_rest()
+        self.world.look_behind()
         self.loop.close()
         assert self.world.checks.broken == []
         assert all(row.run.status in RUN_ENDS for row in self.world.store.rows.values())

@@ -1,10 +1,5 @@
 """A street of real processes on a chain that makes a block each second, and control planes to drive runs through."""
 
-import os
-import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,52 +9,11 @@ import pytest
 
 from chain.devchain import DevChain, dev_account
 from tests.fixtures.mongod import MongoPlace
+from tests.fixtures.server import WAIT_S as WAIT_S
+from tests.fixtures.server import Server as Server
 
 SECRET = "the-secret-of-every-vendor"
 PAYER = dev_account(1)
-WAIT_S = 60
-
-
-class Server:
-    """A server as a process of its own. `url` is where it says that it listens; `log` is what it said."""
-
-    def __init__(self, log: Path, *command: str, **environment: str) -> None:
-        self._log = log
-        with log.open("w") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-            )
-        try:
-            self.url = self._address()
-        except BaseException:
-            self.stop()
-            raise
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def _address(self) -> str:
-        deadline_s = time.monotonic() + WAIT_S
-        while (found := re.search(r"http://127\.0\.0\.1:\d+", self.log)) is None:
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < deadline_s, self.log
-            time.sleep(0.05)
-        return found[0]
-
-    def stop(self) -> int:
-        """End it as an init system does; return its exit code."""
-        self.process.terminate()
-        try:
-            return self.process.wait(WAIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
 
 
 @dataclass(frozen=True)

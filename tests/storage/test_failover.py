@@ -1,9 +1,10 @@
 """Three real servers as one replica set, whose primary goes at the worst moments of a payment."""
 
 import asyncio
-import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from agent.core.states import RUN_ENDS
 from agent.ports import Claim, Hold
 from agent.tick import tick
 from agent.wiring import open_agent
-from bench.chaos_books import check
+from bench.chaos_books import Findings, check
 from bench.replica_set import ReplicaSet
 from chain.devchain import DevAccount, DevChain
 from outbound.http import HttpClient
@@ -26,6 +27,7 @@ from tests.fixtures.world import Hosts, WatchedStore, World, agent_settings, bal
 pytestmark = pytest.mark.slow
 
 RUNS = 3
+DEATH_S_MAX = 60.0
 FailOver = Callable[[ReplicaSet, World], None]
 
 
@@ -46,6 +48,12 @@ class Meddling(WatchedStore):
         self.database = database
         self.notes: list[dict[str, Any]] = []
         self.meddle: dict[str, Callable[[str], object]] = {}
+        self.deaths: list[Future[None]] = []
+        self._beside = ThreadPoolExecutor()
+
+    def beside(self, death: Callable[[], None]) -> None:
+        """Let something happen beside the save that is to begin; what it raises is in `deaths`."""
+        self.deaths.append(self._beside.submit(death))
 
     async def claim(self, run_id: str, lease_s: int, **more: Any) -> Any:
         claim = await super().claim(run_id, lease_s, **more)
@@ -78,7 +86,9 @@ async def replicated(
     servers.whole()
     hosts.serve("vendors", vendor_app)
     name = f"livery_{uuid.uuid4().hex[:12]}"
-    settings = agent_settings(servers.url, chain, payer, database_name=name, lease_s=5)
+    # What happens is written down for an owner who is not there.
+    owner = {"webhook_url": "http://owner", "webhook_secret": "whsec_" + "c2VjcmV0" * 4}
+    settings = agent_settings(servers.url, chain, payer, database_name=name, lease_s=5, **owner)
     agent = open_agent(settings, HttpClient(hosts))
     await agent.store.migrate()
     store = Meddling(agent.store, name)
@@ -103,19 +113,27 @@ def killed_before_anyone_knew(servers: ReplicaSet, world: World) -> None:
         for member in others:
             # From now on it throws away what it is sent.
             member.fail("stopReplProducer")
-        runs, known = primary.client[world.store.database].runs, {"_id": run_id}
-        seq = runs.find_one(known)["log"]["seq"]
+        runs = primary.client[world.store.database].runs
+
+        def entries() -> int:
+            return int(runs.distinct("log.seq", {"_id": run_id})[0])
+
+        before = entries()
 
         def die() -> None:
-            while runs.find_one(known)["log"]["seq"] == seq:
-                continue
-            # What follows it into the journal has it there, too: the dead server will remember it.
-            runs.database.marks.with_options(write_concern=WriteConcern(1, j=True)).insert_one({})
-            primary.kill()
-            for member in others:
-                member.heal("stopReplProducer")
+            until_s = time.monotonic() + DEATH_S_MAX
+            try:
+                while entries() == before:
+                    if time.monotonic() > until_s:
+                        raise TimeoutError(f"nothing was stored of {run_id} in {DEATH_S_MAX:g} s")
+                # What follows it into the journal has it there, too: the dead server will remember it.
+                runs.database.marks.with_options(write_concern=WriteConcern(1, j=True)).insert_one({})
+                primary.kill()
+            finally:
+                for member in others:
+                    member.heal("stopReplProducer")
 
-        threading.Thread(target=die).start()
+        world.store.beside(die)
 
     world.store.meddle["before sent"] = die_with_it
 
@@ -132,14 +150,14 @@ def answer_lost(servers: ReplicaSet, world: World) -> None:
             primary.await_failure("failCommand", entered + 1)
             primary.kill()
 
-        threading.Thread(target=die).start()
+        world.store.beside(die)
 
     world.store.meddle["before reserve"] = die_after_it
 
 
 def stepped_down(servers: ReplicaSet, world: World) -> None:
     """The primary hands over, as for maintenance, with the transaction on its way."""
-    world.store.meddle["before reserve"] = lambda run_id: threading.Thread(target=servers.step_down).start()
+    world.store.meddle["before reserve"] = lambda run_id: world.store.beside(servers.step_down)
 
 
 async def through(servers: ReplicaSet, world: World, fail_over: FailOver, vendors_db: Path) -> None:
@@ -148,17 +166,28 @@ async def through(servers: ReplicaSet, world: World, fail_over: FailOver, vendor
     for _ in range(RUNS):
         await world.start()
     fail_over(servers, world)
-    await asyncio.gather(*[ended(world, run_id) for run_id in world.run_ids])
+    assert isinstance(world.store, Meddling)
+    try:
+        await asyncio.gather(*[ended(world, run_id) for run_id in world.run_ids])
+    finally:
+        for death in world.store.deaths:
+            await asyncio.to_thread(death.result, DEATH_S_MAX)
     assert servers.primary() is not primary
     runs = await world.check_books()
     assert [run.status for run in runs] == ["completed"] * RUNS
     assert [len(run.payments) for run in runs] == [1] * RUNS
-    assert isinstance(world.store, Meddling)
     paid_in = world.before["payer"]
-    found = await check(world.store, world.store.notes, world.chain, world.payer.address, paid_in, vendors_db)
+    found = await checked(servers, world, paid_in, vendors_db)
     assert (found.lost, found.broken) == ((), ())
+    assert found.ends == {("completed", None): RUNS}
+    assert found.files == 2 * RUNS
     assert found.acknowledged > 6 * RUNS
     assert (found.double_payments, found.lost_payments, found.overspend) == (0, 0, 0)
+
+
+async def checked(servers: ReplicaSet, world: World, paid_in: int, vendors_db: Path) -> Findings:
+    where = {"jobs": vendors_db, "url": servers.url, "database": world.store.database}
+    return await check(world.agent, world.store.notes, world.chain, world.payer.address, paid_in, **where)
 
 
 @pytest.mark.parametrize("fail_over", [killed, answer_lost, stepped_down])
@@ -176,6 +205,29 @@ async def test_a_commit_that_dies_with_the_one_server_that_had_it_is_made_again(
     servers.whole()
     # What it alone had it puts aside as it follows the others again: the commit did happen, and was taken back.
     primary.await_put_aside(len(("marks", "runs", "jobs", "observations")))
+
+
+async def test_whatever_the_servers_lose_is_missed(servers: ReplicaSet, replicated: World, tmp_path: Path) -> None:
+    world, paid_in = replicated, replicated.before["payer"]
+    run_id, unwanted = await world.start(), await world.start()
+    asked = (await world.store.request_cancel(unwanted)).cancel_requested_at
+    for one in world.run_ids:
+        await ended(world, one)
+    late = (await world.store.request_cancel(run_id)).cancel_requested_at
+    assert (late, asked is None) == (None, False)
+    for one, at in ((unwanted, asked), (run_id, late)):
+        world.store.notes.append({"what": "cancel", "run": one, "at": None if at is None else at.isoformat()})
+    found = await checked(servers, world, paid_in, tmp_path / "vendors.db")
+    assert (found.lost, found.broken) == ((), ())
+    assert found.ends == {("completed", None): 1, ("cancelled", "cancelled"): 1}
+
+    database = servers.primary().client[world.store.database]
+    database.runs.update_one({"_id": unwanted}, {"$set": {"cancelRequestedAt": None}})
+    for collection in ("wallets", "standings", "outbox", "artifacts.current"):
+        database[collection].delete_one({"_id": {"$not": {"$regex": "^turn/"}}})
+    found = await checked(servers, world, paid_in, tmp_path / "vendors.db")
+    assert [line.partition(" of ")[0] for line in found.lost] == ["cancel"]
+    assert sorted(line.partition(" ")[0] for line in found.broken) == ["0", "file", "outbox:", "standing"]
 
 
 async def test_an_end_that_could_not_be_stored_leaves_its_run_due(world: World) -> None:

@@ -482,6 +482,7 @@ async def test_a_job_ends_by_itself_when_it_has_lived_as_long_as_it_may(
     assert read(await buyer.get("/jobs")) == {"jobs": []}
     status = await buyer.poll(job_id)
     assert (status["status"], status["progress"], "refund" in status) == ("cancelled", Decimal("0.35"), False)
+    assert status["logs"][-1] == f"Ended after {lives_s / 3_600:g} h at most, as bought"
     (found,) = read(await buyer.get("/jobs", key=headers["Idempotency-Key"]))["jobs"]
     lived = datetime.fromisoformat(status["endedAt"]) - datetime.fromisoformat(found["startedAt"])
     assert lived == timedelta(seconds=lives_s)

@@ -140,11 +140,14 @@ def test_an_unanswered_submission_makes_a_pending_payment_unknown() -> None:
     )
 
 
+@pytest.mark.parametrize("sent", [True, False])
 @pytest.mark.parametrize("status", ["unknown", "completed"])
-def test_a_further_unanswered_submission_is_counted_and_changes_no_state(status: str) -> None:
-    event = events.SubmissionUnanswered(at=at(1), payment_id=PAYMENT, detail="again")
+def test_a_further_unanswered_submission_is_counted_where_it_was_sent_and_changes_no_state(
+    status: str, sent: bool
+) -> None:
+    event = events.SubmissionUnanswered(at=at(1), payment_id=PAYMENT, detail="again", sent=sent)
     assert of_payment(a_running_run({}, {"status": status, "sends": 4}), event)[1] == {
-        "sends": 5,
+        **({"sends": 5} if sent else {}),
         "error_message": "again",
         "updated_at": at(1),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +16,7 @@ from agent.core.explain import Paragraph, explain
 from agent.core.log import record, record_tick
 from agent.core.model import Entry, Standing, Vendor
 from agent.core.planning import Proposal, Question, first_vendor
+from agent.core.wording import lasted
 from tests.agent.core.values import (
     EVENTS,
     PAY_TO,
@@ -91,9 +93,9 @@ def test_every_kind_of_event_has_its_place_in_the_story() -> None:
     ]
     failed = story["Job 1 at gpu_vendor_1"]
     assert "took the job as vjob-1" in failed
-    assert "It was asked how it goes 2 times and did not answer 1 of them." in failed
+    assert "It was asked twice how it goes; 1 of these went unanswered." in failed
     assert "It failed after 4 s, at 50%. Why: “CUDA out of memory”." in failed
-    assert f"announced that 0.7 USDC of it comes back, in {REFUND}" in failed
+    assert f"announced a refund of 0.7 USDC, in {REFUND}" in failed
     assert "0.7 USDC came back, so the job cost 0.7 USDC in the end." in failed
     assert (
         "cannot be read or is not above zero (the quote is zero). Nothing was signed"
@@ -184,6 +186,7 @@ def test_an_unknown_payment_tells_how_often_it_was_sent_and_how_it_became_known(
         events.JobQuoted(at=at(2), job=a_job(1)),
         events.PaymentReserved(at=at(3), payment=paid(), caps=policy()),
         events.SubmissionUnanswered(at=at(33), payment_id="run_1-payment-1", detail="no answer in 30 s"),
+        events.SubmissionUnanswered(at=at(60), payment_id="run_1-payment-1", detail="jobs: 500", sent=False),
         events.SubmissionUnanswered(at=at(70), payment_id="run_1-payment-1", detail="502 Bad Gateway"),
     )
     open_yet = log.told()
@@ -191,6 +194,7 @@ def test_an_unknown_payment_tells_how_often_it_was_sent_and_how_it_became_known(
     log.happen(events.PaymentSettled(at=at(100), payment_id="run_1-payment-1", transaction=SETTLEMENT))
     story = log.told()["Paying for job 1 at gpu_vendor_1"]
     assert "It was sent, and no final word came back: “no answer in 30 s”. The money stayed set aside" in story
+    assert "It was not sent again, for nobody could say whether its job is there already: “jobs: 500”." in story
     assert "The same cheque was sent again (time 2), and no final word came back: “502 Bad Gateway”." in story
     assert "this was known 97 s after signing" in story
 
@@ -273,3 +277,26 @@ def test_a_log_without_its_beginning_has_no_story() -> None:
     for none in ((), entries[1:]):
         with pytest.raises(ValueError, match="begins with the run's start"):
             explain(none)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-3, "less than 1 s"),
+        (0.2, "less than 1 s"),
+        (119, "119 s"),
+        (299.2, "5 min"),
+        (7_199, "2 h 0 min"),
+        (7_260, "2 h 1 min"),
+    ],
+)
+def test_how_long_something_was_is_told_as_exactly_as_people_care(seconds: float, words: str) -> None:
+    assert lasted(timedelta(seconds=seconds)) == words
+
+
+def test_a_run_that_goes_on_says_where_it_is_and_what_is_open() -> None:
+    _, entries = record(STARTED, EVENTS[:5])
+    last = explain(entries)[-1]
+    assert last.title == "So far"
+    assert last.sentences[0] == "The run is running, in its phase “executing”."
+    assert last.sentences[1].startswith("What became of 1.4 USDC for gpu_vendor_1 is not known yet")

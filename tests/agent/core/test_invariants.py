@@ -105,6 +105,19 @@ def test_a_job_without_a_payment_is_seen_and_a_second_one_for_the_same() -> None
     assert world(PAID, STARTED_JOB, replace(STARTED_JOB, vendor_job_id="vjob-2")) == ["I6"]
 
 
+def test_a_job_at_another_vendor_than_was_paid_is_seen_and_the_payment_or_job_is_named() -> None:
+    elsewhere = replace(STARTED_JOB, vendor_id="gpu_vendor_2")
+    assert world(PAID, elsewhere) == ["I6"]
+    dearer = replace(SETTLED, amount_atomic=PRICE + 1)
+    ended = replace(PAID, status="cancelled")
+    found = invariants.of_world([ended], [dearer], [STARTED_JOB, replace(elsewhere, vendor_job_id="vjob-2")])
+    assert [(one.invariant, one.run_id, one.subject) for one in found] == [
+        ("I6", "run_1", "run_1-payment-1"),
+        ("I3", "run_1", "run_1-job-1"),
+        ("I6", "run_1", "vjob-2"),
+    ]
+
+
 def test_a_job_that_nobody_wants_any_more_is_seen() -> None:
     assert world(replace(PAID, status="cancelled"), STARTED_JOB) == ["I3"]
     assert world(replace(PAID, jobs=(replace(PAID.jobs[0], status="failed"),)), STARTED_JOB) == ["I3"]

@@ -1,11 +1,11 @@
-"""What the chain shows of one token, as values: the audit and the ports speak of it in these words."""
+"""What a token's logs show, as plain values: this room reads them, whoever asks it speaks of them in these words."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class TransferLog:
-    """One ERC-20 Transfer in a mined transaction."""
+    """One Transfer in a mined transaction; `index` is the log's place in its block, `block` that block's number."""
 
     index: int
     value_atomic: int
