@@ -78,15 +78,16 @@ async def save(
     guard = {"_id": run.run_id, "lease.token": token}
     if (await database.runs.update_one(guard, {"$set": document}, session=session)).matched_count != 1:
         raise StaleClaim(f"run {run.run_id} was claimed by another tick")
-    for hold in holds:
-        await _count_hold(database, session, hold)
-    for outcome in outcomes:
-        await _count_outcome(database, session, outcome)
     if notices:
         queued = [encode(notice) | {"dueAt": encode_time(notice.created_at)} for notice in notices]
         with _duplicate_means(Bug(f"run {run.run_id} queued a notice twice")):
             await database.outbox.insert_many(queued, session=session)
     await _write_parts(database, session, run, entries)
+    # Last: many runs meet at a vendor's standing and a wallet's counter, and hold them from here to the commit alone.
+    for outcome in outcomes:
+        await _count_outcome(database, session, outcome)
+    for hold in holds:
+        await _count_hold(database, session, hold)
 
 
 async def _count_outcome(database: Database, session: Session, outcome: Outcome) -> None:
