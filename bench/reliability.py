@@ -189,7 +189,7 @@ PROMISES = (
         "one run, many processes at once",
         _of(
             "concurrency",
-            "{ticks:,} ticks by {processes}, at most {holders_max} at a time, **{broken}** broken; p99 of who does not win"
+            "{ticks:,} ticks by {processes}, at most {holders_max} at a time, **{broken}** broken; p99 of a loser"
             " {loser_ms_p99_of_64} ms of 64 at once, {loser_ms_p99_of_512} ms of 512",
         ),
         "not compared; our own aim, 50 ms for who does not win, is not met by 16 processes on 2 cores",

@@ -58,8 +58,11 @@ def test_what_failed_stands_in_the_first_table() -> None:
     )
     hostile = figure_of("hostile", "hostile", as_expected=17, trials=18, cases=18, cases_noticed=15)
     assert hostile == "**17** of 18 in 18 cases; 15 notice a missing fault"
-    crowds = figure_of("one run", "concurrency", ticks=100, processes=16, holders_max=2, broken=1)
-    assert crowds == "100 ticks by 16, at most 2 at a time, **1** broken"
+    late = {"loser_ms_p99_of_64": 70.5, "loser_ms_p99_of_512": 900.0}
+    crowds = figure_of("one run", "concurrency", ticks=100, processes=16, holders_max=2, broken=1, **late)
+    assert crowds == (
+        "100 ticks by 16, at most 2 at a time, **1** broken; p99 of a loser 70.5 ms of 64 at once, 900.0 ms of 512"
+    )
     fail_overs = {"failovers": 2, "ended": 8, "runs": 9, "lost_writes": 1, "acknowledged_writes": 90}
     assert figure_of("fail-overs", "chaos", **fail_overs, broken_invariants=3) == (
         "**2**; 8 of 9 runs ended, 1 of 90 acknowledged writes lost, 3 broken"
