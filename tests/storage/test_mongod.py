@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 # A session that tells its server's process and then is ended from outside, or by the Ctrl-C it sends itself.
 SESSION = """
-import os, signal, sys
+import signal
 from tests.fixtures.mongod import Mongod, mongod_url
 import tests.fixtures.mongod as fixtures
 
@@ -28,7 +28,8 @@ class Told(Mongod):
 fixtures.Mongod = Told
 
 def test_that_is_interrupted(mongod_url):
-    os.kill(os.getpid(), signal.{signal})
+    # To this thread: another one would take it for the whole process, and this one wait for ever.
+    signal.raise_signal(signal.{signal})
     signal.pause()
 """
 
