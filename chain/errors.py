@@ -6,6 +6,7 @@ What can go wrong with a chain, split by whose fault it is.
     ├── RpcRefused           the node answered with an error: `rpc_code`, and what it said
     ├── NonceTaken           another transaction of this account is finalised in its place; prepare anew
     ├── ReceiptLate          the world's, retryable: broadcast and not yet mined, outcome unknown
+    ├── KeystoreError        the owner's: a key or its file cannot be read, or is there already
     └── DevChainError        ours: the local chain cannot be started (AnvilMissing) or has died
 """
 
@@ -34,6 +35,10 @@ class NonceTaken(ChainError):
 
 class ReceiptLate(ChainError):
     retryable = True
+
+
+class KeystoreError(ChainError):
+    code = "no_signer"
 
 
 class DevChainError(ChainError):

@@ -4,12 +4,15 @@ Serving an ASGI application on this machine: which port, how it stops, how it lo
 SIGTERM and Ctrl-C let the requests in flight finish, then end with exit code 0.
 """
 
+import asyncio
 import logging
 import signal
 import socket
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp
 
 logger = logging.getLogger("livery.serve")
@@ -50,7 +53,51 @@ def serve(app: "ASGIApp", server: socket.socket, *, name: str, drain_s: int) -> 
     """Serve `app` on a bound socket until SIGTERM or Ctrl-C, then return."""
     import uvicorn
 
-    config = uvicorn.Config(
+    _say_ready(server, name)
+    # uvicorn repeats a caught signal once it has stopped; this is who hears it then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(_config(app, drain_s)).run(sockets=[server])
+    logger.info("%s has stopped", name)
+
+
+async def serve_until(app: "ASGIApp", server: socket.socket, stop: asyncio.Event, *, name: str, drain_s: int) -> None:
+    """
+    Serve `app` on a bound socket until `stop` is set, then let the requests in flight finish, and return.
+
+    Signals are left to the caller, who has more to end than this. Cancelled, it closes the door in the same way.
+
+    Raises:
+        CannotServe: the application's own start-up failed; the log says how.
+    """
+    import uvicorn
+
+    serving = uvicorn.Server(_config(app, drain_s))
+    serving.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
+
+    async def end() -> None:
+        await stop.wait()
+        serving.should_exit = True
+
+    ending = asyncio.create_task(end())
+    _say_ready(server, name)
+    try:
+        await serving.serve(sockets=[server])
+    except SystemExit:
+        raise CannotServe(f"{name} could not start; its log says why") from None
+    except asyncio.CancelledError:
+        if serving.started:
+            await serving.shutdown(sockets=[server])
+        raise
+    finally:
+        ending.cancel()
+    logger.info("%s has stopped", name)
+
+
+def _config(app: "ASGIApp", drain_s: int) -> "uvicorn.Config":
+    import uvicorn
+
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
@@ -60,10 +107,8 @@ def serve(app: "ASGIApp", server: socket.socket, *, name: str, drain_s: int) -> 
         h11_max_incomplete_event_size=256 * 1024,
         http="h11",
     )
+
+
+def _say_ready(server: socket.socket, name: str) -> None:
     host, port = server.getsockname()[:2]
     logger.info("%s is ready", name, extra={"url": f"http://{host}:{port}"})
-    # uvicorn repeats a caught signal once it has stopped; this is who hears it then.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[server])
-    logger.info("%s has stopped", name)

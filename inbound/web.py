@@ -96,6 +96,7 @@ def create_door(
     translate: Translate,
     hosts: Collection[str] | None = None,
     statuses: Collection[int] = (),
+    bodies: Mapping[str, int] | None = None,
     **options: Any,
 ) -> FastAPI:
     """
@@ -106,6 +107,8 @@ def create_door(
         hosts: the names, besides loopback's, under which the door is reached; other people's web pages are then kept
             out. None is a door of any name, for callers who prove who they are.
         statuses: what the door's own middlewares answer besides.
+        bodies: the largest body in bytes under a prefix of the path, where that is not BODY_BYTES_MAX; of several
+            prefixes the longest counts.
     """
     answered = {404, 409, 415, 422, 503, *statuses, *(() if hosts is None else (403, 421))}
     app = FastAPI(
@@ -131,7 +134,7 @@ def create_door(
     app.add_exception_handler(Exception, _fail)
     if hosts is not None:
         app.add_middleware(_Strangers, hosts=frozenset(hosts))
-    app.add_middleware(_Sizes)
+    app.add_middleware(_Sizes, bodies=bodies or {})
     return app
 
 
@@ -171,19 +174,22 @@ async def _fail(request: Request, error: Exception) -> Response:
 class _Sizes:
     """Refuses requests whose headers or body are larger than any honest one's."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, bodies: Mapping[str, int]) -> None:
         self._app = app
+        self._bodies = sorted(bodies.items(), key=lambda row: -len(row[0]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path = scope["path"]
+        bytes_max = next((most for prefix, most in self._bodies if path.startswith(prefix)), BODY_BYTES_MAX)
         if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES_MAX:
             await _refuse_size("header_too_large", HEADER_BYTES_MAX)(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
-            await _refuse_size("body_too_large", BODY_BYTES_MAX)(scope, receive, send)
+        if declared.isdigit() and int(declared) > bytes_max:
+            await _refuse_size("body_too_large", bytes_max)(scope, receive, send)
             return
         received_bytes = 0
 
@@ -191,7 +197,7 @@ class _Sizes:
             nonlocal received_bytes
             message = await receive()
             received_bytes += len(message.get("body", b""))
-            if received_bytes > BODY_BYTES_MAX:
+            if received_bytes > bytes_max:
                 raise HTTPException(413)
             return message
 

@@ -7,25 +7,26 @@ no proxy or certificate taken from the environment, no compressed body asked for
 A connection lives for one request. A kept one that its server has just closed looks the same as a request
 received and never answered, which for a request that carries money is the difference between "not sent" and
 "outcome unknown". It also leaves nothing behind that belongs to an event loop: any loop may call, in any order.
-
-    OutboundError            `sent`: False proves that no byte of the request left; `retryable`
-    ├── BadAddress           ours: a URL or header that cannot be sent
-    ├── Unreachable          the world's, retryable: no connection, nothing sent
-    ├── TimedOut             the world's, retryable with the same bytes: sent, no whole answer, outcome unknown
-    ├── TooLarge             theirs: an answer beyond its limit
-    └── NotServed            theirs: a download answered with another status than 200
 """
 
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
 
 import httpx
+
+from outbound.errors import BadAddress as BadAddress
+from outbound.errors import NotServed as NotServed
+from outbound.errors import OutboundError as OutboundError
+from outbound.errors import TimedOut as TimedOut
+from outbound.errors import TooLarge as TooLarge
+from outbound.errors import Unreachable as Unreachable
+from outbound.guard import Guard
 
 URL_CHARS_MAX = 2_048
 HEADER_BYTES_MAX = 32 * 1024
@@ -36,39 +37,9 @@ _ORIGIN = re.compile(
     r"(?P<host>(?:\[[0-9A-Fa-f:.]{2,45}\]|[^/?#\\@:\[\]\s]{1,253})(?::[0-9]{1,5}\b)?)"
 )
 
+_Content = bytes | AsyncIterable[bytes] | None
+
 _OURS = (("user-agent", "livery"), ("accept-encoding", "identity"), ("connection", "close"))
-
-
-class OutboundError(Exception):
-    """The root. `sent` False proves that no byte left; `retryable` says whether trying again can help."""
-
-    sent = True
-    retryable = False
-
-
-class BadAddress(OutboundError):
-    sent = False
-
-
-class Unreachable(OutboundError):
-    sent = False
-    retryable = True
-
-
-class TimedOut(OutboundError):
-    """Time ran out, the connection broke, or what came back was not HTTP: the request may have been served."""
-
-    retryable = True
-
-
-class TooLarge(OutboundError):
-    pass
-
-
-class NotServed(OutboundError):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 # httpx's exceptions, the narrower before the wider.
@@ -98,10 +69,12 @@ class HttpClient:
 
     Args:
         transport: what carries requests instead of the network (tests: `httpx.ASGITransport`); it is never closed here.
+        guard: for addresses that strangers name: says which address a host is called at, or refuses it (BadAddress).
     """
 
-    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None, guard: Guard | None = None) -> None:
         self._transport = transport
+        self._guard = guard
 
     async def request(
         self,
@@ -123,6 +96,39 @@ class HttpClient:
             TimedOut: the request may have been served.
             TooLarge: the headers exceed HEADER_BYTES_MAX or the body `body_bytes_max`.
         """
+        return await self._exchanged(method, url, headers, content, timeout_s, body_bytes_max)
+
+    async def upload(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        chunks: AsyncIterable[bytes],
+        size_bytes: int,
+        timeout_s: float,
+        body_bytes_max: int,
+    ) -> HttpReply:
+        """
+        Return the answer to one request whose body is `chunks`, `size_bytes` in all, sent as they come.
+
+        Raises:
+            BadAddress, Unreachable: nothing was sent.
+            TimedOut: the request may have been served; or the chunks were not `size_bytes`, and it was not sent whole.
+            TooLarge: the headers exceed HEADER_BYTES_MAX or the answer `body_bytes_max`.
+        """
+        sent = {**headers, "content-length": str(size_bytes)}
+        return await self._exchanged(method, url, sent, _exactly(chunks, size_bytes), timeout_s, body_bytes_max)
+
+    async def _exchanged(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: _Content,
+        timeout_s: float,
+        body_bytes_max: int,
+    ) -> HttpReply:
         received = bytearray()
         with _translated(method, url, timeout_s):
             request = _request(method, url, headers, content, timeout_s)
@@ -169,6 +175,7 @@ class HttpClient:
     async def _answer(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
         """Yield the answer to `request`, its headers within their limit, its body not read."""
         async with AsyncExitStack() as stack:
+            await self._direct(request)
             transport = self._transport
             if transport is None:
                 transport = await stack.enter_async_context(httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False))
@@ -177,6 +184,27 @@ class HttpClient:
             if sum(len(name) + len(value) for name, value in response.headers.raw) > HEADER_BYTES_MAX:
                 raise TooLarge(f"{_shown(str(request.url))}: the headers exceed {HEADER_BYTES_MAX} bytes")
             yield response
+
+    async def _direct(self, request: httpx.Request) -> None:
+        """Send `request` to the address that the guard checked: its host stays what Host and TLS name."""
+        if self._guard is None:
+            return
+        url, host = request.url, request.url.raw_host.decode("ascii")
+        address = await self._guard(host, url.port or (443 if url.scheme == "https" else 80))
+        request.url = url.copy_with(host=address)
+        request.extensions["sni_hostname"] = host
+
+
+async def _exactly(chunks: AsyncIterable[bytes], size_bytes: int) -> AsyncIterator[bytes]:
+    """Yield `chunks`. Raises TimedOut at their end, or before what is too much, where they are not `size_bytes`."""
+    left = size_bytes
+    async for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            break
+        yield chunk
+    if left != 0:
+        raise TimedOut(f"what was to be sent is not {size_bytes} bytes long, and was not sent whole")
 
 
 @contextmanager
@@ -203,9 +231,7 @@ def _limit(url: str, received: int, bytes_max: int) -> None:
         raise TooLarge(f"{_shown(url)}: the body exceeds {bytes_max} bytes")
 
 
-def _request(
-    method: str, url: str, headers: Mapping[str, str], content: bytes | None, timeout_s: float
-) -> httpx.Request:
+def _request(method: str, url: str, headers: Mapping[str, str], content: _Content, timeout_s: float) -> httpx.Request:
     """Return the request to send. Raises BadAddress."""
     if len(url) > URL_CHARS_MAX:
         raise BadAddress(f"a URL has at most {URL_CHARS_MAX} characters")

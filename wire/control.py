@@ -17,7 +17,8 @@ JOBS_MAX = 10_000
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
-
+# A URL, or `input:` and the SHA-256 of what was uploaded with PUT /api/agent-input.
+Source = Annotated[str, StringConstraints(min_length=1, max_length=2_048)]
 Goal = Annotated[str, StringConstraints(min_length=1, max_length=4_000)]
 
 
@@ -30,7 +31,7 @@ class JobRequest(Body):
     max_hours: DecimalNumber | None = Field(None, ge=HOURS_STEP, le=10_000)
     count: int = Field(1, ge=1, le=100)
     model: Label | None = None
-    dataset: Label | None = None
+    dataset: Source | None = None
     params: JsonObject = Field(default_factory=dict)
     env: Entries[str] = Field(default_factory=dict)
 
@@ -58,7 +59,25 @@ class RunIdRequest(Body):
     run_id: str
 
 
+class CostDocument(Body):
+    """
+    What one job cost: piece `slot` of the run's work, from `step` to `to_step`, where the vendor counts steps.
+
+    `paid` less `refunded`, over all jobs, is what the run has spent.
+    """
+
+    slot: int | None = None
+    job_id: str
+    vendor_id: str
+    paid: DecimalNumber
+    refunded: DecimalNumber
+    step: int | None = None
+    to_step: int | None = None
+
+
 class RunDocument(Body):
+    """`costs` are of the jobs that were paid for, in the order of their payments."""
+
     id: str = Field(alias="_id")
     user_id: str
     goal: str
@@ -80,6 +99,7 @@ class RunDocument(Body):
     created_at: datetime
     updated_at: datetime
     completed_at: datetime | None = None
+    costs: Annotated[tuple[CostDocument, ...], FailFast(), Field(max_length=JOBS_MAX)] = ()
 
 
 class ArtifactDocument(Body):
@@ -92,7 +112,12 @@ class ArtifactDocument(Body):
 
 
 class JobDocument(Body):
-    """`artifact_url` is what the vendor said; `artifacts` are the files that were fetched, checked and kept."""
+    """
+    `artifact_url` is what the vendor said; `artifacts` are the files that were fetched, checked and kept.
+
+    `slot` is which of the run's `count` pieces of work it does. `resumes` is the job whose checkpoint it went on from,
+    `hedges` the one that it was to overtake.
+    """
 
     id: str = Field(alias="_id")
     run_id: str
@@ -105,6 +130,10 @@ class JobDocument(Body):
     expected_cost: DecimalNumber
     expected_duration_minutes: DecimalNumber
     actual_cost: DecimalNumber | None = None
+    slot: int | None = None
+    resumes: str | None = None
+    hedges: str | None = None
+    latest_metrics: Metrics | None = None
     final_metrics: Metrics | None = None
     artifact_url: str | None = None
     artifacts: Many[ArtifactDocument] = ()

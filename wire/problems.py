@@ -91,6 +91,23 @@ PROBLEMS: dict[str, Problem] = {
     "template_not_found": Problem(404, "There is no such quote", "Ask for a quote with POST /quote first."),
     "unsupported_gpu": Problem(400, "The vendor has no such GPU", "See GET /offers."),
     "no_capacity": Problem(503, "The vendor is full", "Nothing was charged. Try again later or elsewhere."),
+    "kind_off": Problem(409, "The vendor does no such jobs", "See `jobTypes` in GET /offers. Nothing was charged."),
+    "model_unknown": Problem(
+        404, "The vendor has no such model", "Nothing was charged. Ask for another, or elsewhere."
+    ),
+    "model_too_large": Problem(
+        409, "The model does not fit", "Nothing was charged. `detail` says how many bytes are missing."
+    ),
+    "dataset_unavailable": Problem(409, "The dataset cannot be fetched or used", "Mend what `detail` names."),
+    "dataset_too_large": Problem(413, "The dataset is larger than the vendor takes", "Send a smaller one."),
+    "checkpoint_mismatch": Problem(
+        409, "The checkpoint is not of this job", "Begin anew, or send the checkpoint that the job made."
+    ),
+    "not_selling": Problem(503, "The vendor sells nothing now", "Nothing was charged. Try elsewhere."),
+    "requester_refused": Problem(403, "The vendor does not sell to this payer", "Nothing was charged. Try elsewhere."),
+    "draining": Problem(503, "The vendor is shutting down", "Nothing was charged. Try elsewhere."),
+    "upload_incomplete": Problem(422, "The upload is not whole", "Nothing of it was kept. Send all of it again."),
+    "upload_refused": Problem(403, "This token may not write here", "Use the grant of the job that the file is of."),
     "vendor_fault": Problem(500, "The vendor failed on purpose", "This fault was scripted; see docs/vendor-api.md."),
     # the paid door
     "payment_required": Problem(
@@ -154,6 +171,9 @@ REFUSALS: dict[str, str] = {
     "deadline_passed": "The run's deadline has passed.",
     "insufficient_budget": "What is left of the budget buys no hundredth of an hour.",
     "bad_refund": "The vendor announced a refund that cannot be one.",
+    "hedge_lost": "Another job of the same piece of work was done first.",
+    "interrupted": "The vendor was lost; the work goes on at another one.",
+    "checkpoint_refused": "The checkpoint does not fit the job that was to go on from it.",
     "planner_aborted": "The planner gave up.",
     "cancelled": "The run was cancelled.",
 }

@@ -14,13 +14,68 @@ from wire.model import Body, Entries, Instant, Many, Metrics
 VENDOR_ID_HEADER = "x-vendor-id"
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 
+STEPS_MAX = 10_000_000
+BYTES_MAX = 2**53 - 1  # what every JSON reader holds exactly
+
 Text = Annotated[str, StringConstraints(max_length=4_096)]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 VendorJobStatus = Literal["submitted", "running", "completed", "failed", "cancelled"]
+WorkerState = Literal["probing", "registering", "loading", "measuring", "online", "draining", "gone"]
+
+
+class CheckpointDescription(Body):
+    """
+    A checkpoint, by what it fits: `model_hash` of the model that is trained, `spec_hash` of the work (`wire.jobs`).
+
+    `step` of `steps` are done; the whole has `bytes`.
+    """
+
+    model_hash: Sha256
+    spec_hash: Sha256
+    step: int = Field(ge=0, le=STEPS_MAX)
+    steps: int = Field(ge=1, le=STEPS_MAX)
+    bytes: int = Field(ge=0, le=BYTES_MAX)
+
+
+class CheckpointSeen(CheckpointDescription):
+    """The newest checkpoint that the buyer's store has whole, since `at`."""
+
+    at: Instant
+
+
+class ResumeFrom(CheckpointDescription):
+    """Where the job goes on: `url` is the folder of the files, whose manifest has the hash `manifest_sha256`."""
+
+    url: Text
+    manifest_sha256: Sha256
+
+
+class FilesGrant(Body):
+    """
+    Where the job's files are put and fetched: `PUT` and `GET {url}/{name}` with `Authorization: Bearer {token}`.
+
+    One body has at most `part_bytes_max`. What a job goes on from, and its input, are read with the same token.
+    """
+
+    url: Text
+    token: Annotated[str, StringConstraints(min_length=16, max_length=256)] = Field(repr=False)
+    part_bytes_max: int = Field(ge=1, le=BYTES_MAX)
+
+
+class MetricPoint(Body):
+    """What was measured at a step of the work, by name: `loss`, `eval_loss`, `learning_rate`, `tokens_per_second`."""
+
+    step: int = Field(ge=0, le=STEPS_MAX)
+    values: Metrics
 
 
 class Offer(Body):
-    """One GPU type in a vendor's catalogue; `price_per_hour` in `currency`, `asset` and `pay_to` on `network`."""
+    """
+    One GPU type in a vendor's catalogue; `price_per_hour` in `currency`, `asset` and `pay_to` on `network`.
+
+    `job_types` are those that it is rented for, none named: ask. `benchmark_tok_per_sec` was measured on it.
+    """
 
     gpu_type: Id
     price_per_hour: DecimalNumber
@@ -30,6 +85,8 @@ class Offer(Body):
     pay_to: Id
     vram_gb: int | None = None
     available: int = Field(ge=0)
+    job_types: Many[Id] = ()
+    benchmark_tok_per_sec: DecimalNumber | None = Field(None, ge=0)
 
 
 class OffersReply(Body):
@@ -39,17 +96,25 @@ class OffersReply(Body):
 
 
 class QuoteRequest(Body):
+    """`has_files`: the submission will say where the job's files go. `resume` is what it would go on from."""
+
     job_type: Id
     gpu_type: Id
     max_hours: DecimalNumber = Field(gt=0, le=10_000)
     job_metadata: Entries[Any] | None = None
+    has_files: bool | None = None
+    resume: CheckpointDescription | None = None
 
 
 class Quote(Body):
+    """`moves`: after the loss of this vendor the job can go on at another one. `notes` are for people."""
+
     vendor_job_template_id: Id
     price_estimate: DecimalNumber
     currency: Id
     eta_minutes: DecimalNumber
+    moves: bool | None = None
+    notes: Many[Text] = ()
 
 
 class SubmitRequest(Body):
@@ -59,6 +124,8 @@ class SubmitRequest(Body):
     job_params: Entries[Any] = Field(default_factory=dict)
     max_hours: DecimalNumber | None = Field(None, gt=0, le=10_000)
     callback_url: Text | None = None
+    files: FilesGrant | None = None
+    resume: ResumeFrom | None = None
 
 
 class SubmitReply(Body):
@@ -77,12 +144,14 @@ class Refund(Body):
 
 
 class JobStatus(Body):
-    """`logs` are the lines since the cursor that was sent; `cursor` is what to send next."""
+    """`logs` are the lines and `metrics` the points since the cursor that was sent; `cursor` is what to send next."""
 
     vendor_job_id: Id
     status: VendorJobStatus
     progress: DecimalNumber = Field(ge=0, le=1)
     logs: Many[Text] = ()
+    metrics: Many[MetricPoint] = ()
+    checkpoint: CheckpointSeen | None = None
     cursor: Id
     estimated_remaining_minutes: DecimalNumber | None = None
     cost_so_far: DecimalNumber = Field(ge=0)
@@ -119,7 +188,7 @@ class JobsReply(Body):
 class Artifact(Body):
     name: Id
     bytes: int = Field(ge=0)
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     url: Text
 
 
@@ -130,6 +199,17 @@ class ArtifactsReply(Body):
 class VendorHealth(Body):
     status: Literal["ok"] = "ok"
     vendors: Many[Id] = ()
+
+
+class WorkerHealth(VendorHealth):
+    """The health of a worker that sells its own machine, a draining one's too; `uptime` is seconds."""
+
+    state: WorkerState
+    mode: Id
+    uptime: DecimalNumber = Field(ge=0)
+    model: Text | None = None
+    address: Id | None = None
+    benchmark_tok_per_sec: DecimalNumber | None = Field(None, ge=0)
 
 
 def secret_for(vendor_id: str, secrets: str) -> str | None:

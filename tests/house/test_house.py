@@ -28,7 +28,7 @@ EVASIONS = re.compile(
     r"pytest\.sk" r"ip|mark\.sk" r"ip|\bxf" r"ail\(|unittest\.mo" r"ck|monkeypatch\.set" r"attr\((?!sys,)"
 )
 ENTRY_POINTS = {"api.aws", "cli.app", "docs.generate"}
-PURE = ("wire", "agent/core", "cashier/core", "reputation")
+PURE = ("wire", "agent/core", "cashier/core", "gpu_worker/core", "reputation")
 CLOCKS = {"now", "utcnow", "today"}
 
 

@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from pydantic import ValidationError
 
 from wire.control import (
     ActionDocument,
+    CostDocument,
     HealthReply,
     JobRequest,
     RunIdRequest,
@@ -116,6 +118,27 @@ def test_small_answers_keep_their_shape() -> None:
     assert RunsReply(runs=()).document() == {"runs": ()}
     health = HealthReply(version="0.1.0", store="sqlite", payments="off", planner="stub")
     assert health.document()["status"] == "ok"
+
+
+def test_what_a_job_cost_says_which_steps_it_paid_for() -> None:
+    cost = {
+        "slot": 0,
+        "jobId": "job_2",
+        "vendorId": "w2",
+        "paid": Decimal("0.38"),
+        "refunded": Decimal("0.1"),
+        "step": 120,
+        "toStep": 200,
+    }
+    read = CostDocument.from_json(CostDocument.model_validate(cost).to_json())
+    assert read.document() == cost
+
+
+def test_a_dataset_may_be_a_long_url() -> None:
+    url = "https://data.example/" + "x" * 2_000
+    assert JobRequest(dataset=url).dataset == url
+    with pytest.raises(ValidationError):
+        JobRequest(dataset=url + "x" * 100)
 
 
 def test_vendors_call_at_a_name_of_the_run() -> None:

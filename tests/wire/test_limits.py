@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from wire import control, vendor, x402
+from wire import checkpoint, control, jobs, vendor, x402
 from wire.model import Body, first_error
 
 MANY = 2_000
@@ -16,7 +16,7 @@ MANY = 2_000
 
 def fields_of(*kinds: type) -> Iterator[Any]:
     """Yield every body's fields of these kinds, each with its name on the wire."""
-    for module in (control, vendor, x402):
+    for module in (checkpoint, control, jobs, vendor, x402):
         for name, body in vars(module).items():
             if isinstance(body, type) and issubclass(body, Body) and body.__module__ == module.__name__:
                 for field_name, field in body.model_fields.items():

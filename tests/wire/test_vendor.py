@@ -18,12 +18,19 @@ OFFER = {
     "payTo": "0x" + "2b" * 20,
     "vramGb": 80,
     "available": 2,
+    "jobTypes": ["fine_tune", "evaluate"],
+    "benchmarkTokPerSec": Decimal("1234.5"),
 }
+CHECKPOINT = {"modelHash": "0a" * 32, "specHash": "0b" * 32, "step": 20, "steps": 60, "bytes": 9_000_000}
+RESUME = {**CHECKPOINT, "url": "http://plane/api/agent-files/run_1/job_1", "manifestSha256": "0c" * 32}
+FILES = {"url": "http://plane/api/agent-files/run_1/job_2", "token": "t" * 43, "partBytesMax": 4_194_304}
 STATUS = {
     "vendorJobId": "job-1",
     "status": "running",
     "progress": Decimal("0.3"),
     "logs": ["epoch 3"],
+    "metrics": [{"step": 20, "values": {"loss": Decimal("1.5")}}],
+    "checkpoint": {**CHECKPOINT, "at": "2026-11-21T12:00:00Z"},
     "cursor": "3",
     "estimatedRemainingMinutes": Decimal("4.5"),
     "costSoFar": Decimal("0.42"),
@@ -41,15 +48,25 @@ STATUS = {
         (vendor.OffersReply, {"vendorId": "v1", "name": "Vendor", "offers": [OFFER]}),
         (vendor.QuoteRequest, {"jobType": "fine_tune", "gpuType": "A100", "maxHours": 1, "jobMetadata": {"a": [1]}}),
         (
+            vendor.QuoteRequest,
+            {"jobType": "fine_tune", "gpuType": "A100", "maxHours": 1, "hasFiles": True, "resume": CHECKPOINT},
+        ),
+        (
             vendor.Quote,
             {
                 "vendorJobTemplateId": "t1",
                 "priceEstimate": Decimal("1.4"),
                 "currency": "USDC",
                 "etaMinutes": Decimal("60"),
+                "moves": False,
+                "notes": ["cannot move: the run has no artifact store"],
             },
         ),
         (vendor.SubmitRequest, {"vendorJobTemplateId": "t1", "jobParams": {"a": None}, "callbackUrl": "http://x"}),
+        (
+            vendor.SubmitRequest,
+            {"vendorJobTemplateId": "t1", "jobParams": {}, "maxHours": 1, "files": FILES, "resume": RESUME},
+        ),
         (vendor.SubmitReply, {"vendorJobId": "job-1", "status": "submitted", "paymentTxId": "0x1"}),
         (vendor.JobStatus, STATUS),
         (vendor.CancelRequest, {"vendorJobId": "job-1"}),
@@ -60,6 +77,10 @@ STATUS = {
             {"artifacts": [{"name": "model.bin", "bytes": 3, "sha256": "0a" * 32, "url": "http://x"}]},
         ),
         (vendor.VendorHealth, {"status": "ok", "vendors": ["v1", "v2"]}),
+        (
+            vendor.WorkerHealth,
+            {"status": "ok", "vendors": ["w1"], "state": "draining", "mode": "jobs", "uptime": Decimal("12.5")},
+        ),
     ],
 )
 def test_a_body_survives_the_wire(body: type[vendor.Body], document: dict[str, Any]) -> None:
@@ -71,11 +92,16 @@ def test_a_body_survives_the_wire(body: type[vendor.Body], document: dict[str, A
 def test_absent_fields_stay_absent_and_have_their_defaults() -> None:
     least = {"vendorJobId": "j", "status": "submitted", "progress": 0, "cursor": "0", "costSoFar": 0}
     status = vendor.JobStatus.model_validate(least)
-    assert status.document() == {**least, "logs": ()}
+    assert status.document() == {**least, "logs": (), "metrics": ()}
     assert vendor.SubmitRequest(vendor_job_template_id="t").document() == {"vendorJobTemplateId": "t", "jobParams": {}}
     assert vendor.VendorHealth().document() == {"status": "ok", "vendors": ()}
-    bare = vendor.Offer.model_validate({key: value for key, value in OFFER.items() if key != "vramGb"})
-    assert bare.vram_gb is None
+    new = ("vramGb", "jobTypes", "benchmarkTokPerSec")
+    bare = vendor.Offer.model_validate({key: value for key, value in OFFER.items() if key not in new})
+    assert (bare.vram_gb, bare.job_types, bare.benchmark_tok_per_sec) == (None, (), None)
+
+
+def test_a_grants_token_is_not_shown() -> None:
+    assert FILES["token"] not in repr(vendor.SubmitRequest(vendor_job_template_id="t", files=FILES))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +120,16 @@ def test_absent_fields_stay_absent_and_have_their_defaults() -> None:
         (vendor.JobStatus, STATUS, {"logs": ["x" * 4_097]}),
         (vendor.JobStatus, STATUS, {"finalMetrics": {"loss": "0.1"}}),
         (vendor.JobStatus, STATUS, {"refund": {}}),
+        (vendor.JobStatus, STATUS, {"metrics": [{"step": -1, "values": {}}]}),
+        (vendor.JobStatus, STATUS, {"metrics": [{"step": 1, "values": {"loss": "1.5"}}]}),
+        (vendor.JobStatus, STATUS, {"checkpoint": CHECKPOINT}),
+        (vendor.CheckpointDescription, CHECKPOINT, {"steps": 0}),
+        (vendor.CheckpointDescription, CHECKPOINT, {"step": vendor.STEPS_MAX + 1}),
+        (vendor.CheckpointDescription, CHECKPOINT, {"bytes": vendor.BYTES_MAX + 1}),
+        (vendor.CheckpointDescription, CHECKPOINT, {"modelHash": "0a" * 31}),
+        (vendor.ResumeFrom, RESUME, {"manifestSha256": ""}),
+        (vendor.FilesGrant, FILES, {"token": "short"}),
+        (vendor.FilesGrant, FILES, {"partBytesMax": 0}),
         (vendor.Artifact, {"name": "m", "bytes": 0, "sha256": "0a" * 32, "url": "u"}, {"bytes": -1}),
         (vendor.Artifact, {"name": "m", "bytes": 0, "sha256": "0a" * 32, "url": "u"}, {"sha256": "0A" * 32}),
         (vendor.Artifact, {"name": "m", "bytes": 0, "sha256": "0a" * 32, "url": "u"}, {"sha256": "0a" * 33}),

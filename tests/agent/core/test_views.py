@@ -83,6 +83,7 @@ def test_a_run_is_shown_with_every_field_in_decimals() -> None:
         "nextTickAt": at(5),
         "createdAt": T0,
         "updatedAt": at(3),
+        "costs": (),
     }
 
 

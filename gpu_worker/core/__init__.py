@@ -1,0 +1,1 @@
+"""What the worker decides, pure: no clock, no files, no torch."""

@@ -1,0 +1,1 @@
+"""Where the worker meets the machine and the network."""

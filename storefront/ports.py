@@ -1,0 +1,101 @@
+"""
+What the shop needs of a seller, and of the book that it writes sales into.
+
+The shop sells: quotes, paid submissions, refunds, callbacks. The seller works: what a job costs, how it runs and ends.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Protocol, TypeVar
+
+from cashier.core.model import Price, Sale
+from storefront.model import KeptFile, Sold, StatusView, Template, Terms, Vendor
+from wire.vendor import Offer, QuoteRequest, SubmitRequest
+
+JobT = TypeVar("JobT", bound=Sold)
+# Unix seconds.
+Clock = Callable[[], float]
+# What a submission is asked to pay: the price of its template, but for a seller of tests that asks for another.
+Asker = Callable[[Vendor, Template, Price], Price]
+
+
+class Book(Protocol[JobT]):
+    """Quotes and jobs, kept over a restart. Every change is one transaction, durable where money hangs on it."""
+
+    async def add_template(self, template: Template) -> None: ...
+
+    async def find_template(self, template_id: str) -> Template | None: ...
+
+    async def start_job(self, payment_id: str, vendor_id: str, make: Callable[[int], JobT]) -> JobT:
+        """Return the job of a payment, made by `make(number of the vendor's jobs so far)` if there is none yet."""
+
+    async def update_job(self, job_id: str, change: Callable[[JobT], JobT]) -> JobT | None:
+        """Store and return `change(job)`, None where there is no such job."""
+
+    async def find_job(self, job_id: str) -> JobT | None: ...
+
+    async def find_paid(self, payment_id: str) -> JobT | None: ...
+
+    async def jobs(self) -> list[JobT]:
+        """Return every job that was ever sold, the oldest first."""
+
+    async def list_active(self, vendor_id: str, after: str, limit: int) -> list[JobT]:
+        """Return the vendor's jobs that have not ended, by id, from behind `after` on."""
+
+    async def count_active(self, vendor_id: str, gpu_type: str, now_s: int) -> int:
+        """Return how many jobs take up a GPU; one whose hours are over does not, looked at or not."""
+
+    async def to_call_back(self) -> list[JobT]:
+        """Return the jobs whose buyers want to be called and were not yet, ended or not."""
+
+    async def close(self) -> None: ...
+
+
+class Seller(Protocol[JobT]):
+    """Who does the work that the shop sells. VendorApiError is what a buyer is told, nothing charged."""
+
+    @property
+    def vendors(self) -> Mapping[str, Vendor]:
+        """The vendors of this address; the first is meant where none is named."""
+
+    async def offers(self, vendor: Vendor) -> tuple[Offer, ...]: ...
+
+    async def terms(self, vendor: Vendor, request: QuoteRequest) -> Terms:
+        """Return what `request` costs and takes. Raises VendorApiError: it is not sold, and why."""
+
+    async def has_room(self, vendor: Vendor, template: Template, reserved: int) -> bool:
+        """Return whether one more can start, given how many open payments already count on being started."""
+
+    def admits(self, vendor: Vendor, payer: str) -> str | None:
+        """Return why nothing is sold to the address `payer`, None where it may buy."""
+
+    def make(self, vendor: Vendor, template: Template, submit: SubmitRequest, sale: Sale, number: int) -> JobT:
+        """
+        Return the job of a settled sale, the vendor's `number`-th; nothing happens yet.
+
+        It is called inside the transaction that stores it, and again after a crash before that one ended.
+        """
+
+    async def started(self, job: JobT) -> None:
+        """Begin the work of a job whose row is durable. Idempotent: it comes again after a crash."""
+
+    async def look(self, job: JobT, *, is_poll: bool) -> Callable[[JobT], JobT] | None:
+        """
+        Return the change that brings the stored row to where the work is now, None where nothing has moved.
+
+        The shop makes the change in one transaction, on the row as it is then.
+
+        Args:
+            is_poll: the buyer asks; else somebody only wants to know.
+        """
+
+    async def cancel(self, job: JobT) -> Callable[[JobT], JobT]:
+        """Stop the work and return the change that ends the row; an ended one it leaves as it is. Idempotent."""
+
+    async def status(self, vendor: Vendor, job: JobT, since: str | None) -> StatusView:
+        """Return how the job stands. Raises VendorApiError: `since` is not a cursor that this seller gave."""
+
+    async def files(self, job: JobT) -> tuple[KeptFile, ...]:
+        """Return the files of an ended job, a failed one's too; none while it runs."""
+
+    def read(self, job: JobT, name: str) -> AsyncGenerator[bytes, None]:
+        """Yield one of the job's files, chunk by chunk. Raises VendorApiError at the first where there is none."""
