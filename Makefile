@@ -51,7 +51,7 @@ test: setup .venv/.worker  ## every test; prints the ten slowest
 	$(BIN)/python -m pytest
 
 # What decides, and what holds the house; the rest of what is not slow is `pytest -m "not slow"`, two minutes.
-FAST := tests/wire tests/reputation tests/agent/core tests/cashier tests/outbound tests/inbound tests/storage tests/house
+FAST := tests/wire tests/reputation tests/agent/core tests/gpu_worker/core tests/cashier tests/outbound tests/inbound tests/storage tests/house
 
 test-fast: setup  ## the inner loop, under 60 s
 	$(BIN)/python -m pytest -m "not slow" $(FAST)

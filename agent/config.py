@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agent.core.evidence import POLLS_KEPT
 from outbound.webhooks import are_keys
 from wire.money import ASSETS, to_atomic
 
@@ -168,6 +169,20 @@ class AgentSettings(BaseSettings):
         le=1_000,
         description="Failed or cancelled jobs after which a run gives up.",
         **_env("LIVERY_AGENT_ATTEMPTS_MAX"),
+    )
+    lost_polls: int = Field(
+        18,
+        ge=2,
+        le=POLLS_KEPT,
+        description=f"Of a job's last {POLLS_KEPT} polls so many have to fail before it is lost.",
+        **_env("LIVERY_AGENT_LOST_POLLS"),
+    )
+    lost_after_s: int = Field(
+        600,
+        ge=1,
+        le=86_400,
+        description="Seconds without an answer before a job is lost; its work then goes on elsewhere.",
+        **_env("LIVERY_AGENT_LOST_AFTER_S"),
     )
 
     artifact_url: SecretStr = Field(

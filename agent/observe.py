@@ -2,6 +2,7 @@
 Polling the active jobs: new log lines, progress, the end, a refund announced. Silence is not failure: `core.evidence`.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -112,10 +113,13 @@ def read_status(run: Run, job: Job, status: JobStatus, now: datetime) -> list[Ev
                 final_metrics=status.final_metrics,
                 artifact_url=status.artifact_url,
                 error_message=status.error_message,
+                step=_step(status),
+                metrics=_metrics(status),
             )
         )
         return events
-    events.append(_observed(now, job, status.status, status.progress, status.cursor))
+    observed = _observed(now, job, status.status, status.progress, status.cursor)
+    events.append(replace(observed, step=_step(status), metrics=_metrics(status)))
     return events
 
 
@@ -125,6 +129,16 @@ def _observed(now: datetime, job: Job, status: str, progress: Decimal, cursor: s
     return JobObserved(
         at=now, job_id=job.job_id, status="submitted" if waits else "running", progress=progress, cursor=cursor
     )
+
+
+def _step(status: JobStatus) -> int | None:
+    """Return the last step that a status tells of, by its measurements or its checkpoint."""
+    told = [point.step for point in status.metrics[-1:]]
+    return max([*told, *([] if status.checkpoint is None else [status.checkpoint.step])], default=None)
+
+
+def _metrics(status: JobStatus) -> dict[str, Decimal] | None:
+    return dict(status.metrics[-1].values) if status.metrics else None
 
 
 def _new_lines(job: Job, status: JobStatus) -> tuple[str, ...]:

@@ -182,6 +182,14 @@ class VendorGateway(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a job's kept files come to."""
+
+    files: int
+    bytes: int
+
+
 class ArtifactStore(Protocol):
     """
     The files that jobs left, by run, job and name. Every method may raise ArtifactsUnavailable.
@@ -194,6 +202,12 @@ class ArtifactStore(Protocol):
 
     async def size(self, run_id: str, job_id: str, name: str) -> int | None:
         """Return how many bytes are kept, None where there is no such file."""
+
+    async def remove(self, run_id: str, job_id: str, name: str) -> bool:
+        """Forget a file; return whether there was one."""
+
+    async def usage(self, run_id: str, job_id: str) -> Usage:
+        """Return how much is kept of one job."""
 
     def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         """Yield a file from `start` on; close it (`aclosing`) where it is not read whole. Raises UnknownArtifact."""
@@ -271,13 +285,23 @@ class Callbacks(Protocol):
         """Return whether the vendor signed `body` in the last five minutes; header names are in lower case."""
 
 
+class FileTokens(Protocol):
+    """The words by which a vendor's job proves itself at the door of the run's files; each is good for one job."""
+
+    def token(self, vendor_id: str, run_id: str, job_id: str) -> str | None:
+        """Return the job's token, None where no secret is shared with the vendor."""
+
+    def is_token(self, vendor_id: str, run_id: str, job_id: str, token: str) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
     """
     What a use case is given. `wallet` is None where no key is configured: the agent then reads, never pays.
     `revoker` is None where the wallet signs documents and cannot send transactions.
 
-    `callback_base_url` is the address that vendors reach this control plane at, None where they cannot.
+    `callback_base_url` is the address that vendors reach this control plane at, None where they cannot: they then do
+    not call back, and no job can leave checkpoints, nor move.
     """
 
     store: Store
@@ -292,3 +316,4 @@ class Agent:
     callbacks: Callbacks | None = None
     callback_base_url: str | None = None
     revoker: Revoker | None = None
+    file_tokens: FileTokens | None = None

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from agent.core.decide import Action, AskPlanner, Facts, StartJob, decide
+from agent.core.decide import Action, AskPlanner, Facts, StartJob, decide, question_of
 from agent.core.model import Job, Run
-from agent.core.planning import Question
 from agent.core.policy import Refusal, check_caps
 from agent.ports import Agent
 from agent.purchase import quoted_job
@@ -34,13 +33,15 @@ async def preview(agent: Agent, request: StartRequest) -> Preview:
     run = new_run(agent, request, now)
     vendors = await agent.store.list_vendors()
     facts = Facts(
-        attempts_max=agent.limits.attempts_max, refund_wait_s=agent.limits.refund_wait_s, vendors=tuple(vendors)
+        attempts_max=agent.limits.attempts_max,
+        refund_wait_s=agent.limits.refund_wait_s,
+        vendors=tuple(vendors),
+        has_slots=True,
     )
     action = decide(run, facts, now)
     if isinstance(action, AskPlanner):
-        standings = tuple(await agent.store.standings())
-        question = Question(run=run, vendors=facts.vendors, standings=standings, now=now)
-        facts = replace(facts, standings=standings, proposal=await agent.planner.propose(question))
+        facts = replace(facts, standings=tuple(await agent.store.standings()))
+        facts = replace(facts, proposal=await agent.planner.propose(question_of(run, facts, now)))
         action = decide(run, facts, now)
     if not isinstance(action, StartJob):
         return Preview(run, action)

@@ -7,6 +7,7 @@ A crash anywhere leaves a job `quoted` or a payment `pending`, which `recover` t
 from collections.abc import Mapping
 from decimal import Decimal
 
+from agent.checkpoints import can_leave_files, described, grant_of, resume_from
 from agent.core.apply import find_job, find_payment
 from agent.core.cheque import authorization_for, payment_header, payment_id, payment_nonce
 from agent.core.decide import StartJob
@@ -41,6 +42,7 @@ from agent.core.policy import (
     once,
     refusal_of,
 )
+from agent.core.slots import CHECKPOINT_REFUSED
 from agent.ports import Agent, Declined, Submitted, Wallet
 from agent.settle import settle
 from agent.turn import Turn
@@ -69,13 +71,18 @@ async def quoted_job(turn: Turn, vendor: Vendor, action: StartJob) -> tuple[Job,
     """Ask `vendor` for a quote; return the job it would be, and why it is not taken, if so. Stores nothing."""
     run = turn.run
     request = QuoteRequest(
-        job_type=run.job.kind, gpu_type=action.gpu_type, max_hours=action.max_hours, job_metadata=job_params(run)
+        job_type=run.job.kind,
+        gpu_type=action.gpu_type,
+        max_hours=action.max_hours,
+        job_metadata=job_params(run, action.slot),
+        has_files=can_leave_files(turn.agent, run, vendor.vendor_id) or None,
+        resume=None if action.resume is None else described(action.resume),
     )
     try:
         quote = await turn.agent.vendors.quote(vendor, request)
         return _priced(turn, vendor, action, quote)
     except VendorError as error:
-        return _job(turn, action, "failed"), _refusal_for(error)
+        return _job(turn, action, "failed"), _refusal_for(error, is_resuming=action.resume is not None)
 
 
 def _priced(turn: Turn, vendor: Vendor, action: StartJob, quote: Quote) -> tuple[Job, Refusal | None]:
@@ -117,12 +124,14 @@ async def pay(turn: Turn, vendor: Vendor, job: Job) -> str:
         job_params=job.job_params,
         max_hours=job.hours,
         callback_url=None if base_url is None else callback_url(base_url, turn.run.run_id),
+        files=grant_of(agent, turn.run, job),
+        resume=None if job.checkpoint is None else resume_from(agent, turn.run, job.checkpoint),
     )
     request = submit.to_json().decode()
     try:
         challenges = await agent.vendors.challenge(vendor, request, identifier)
     except VendorError as error:
-        return await _give_up(turn, job, _refusal_for(error))
+        return await _give_up(turn, job, _refusal_for(error, is_resuming=job.checkpoint is not None))
     choice = choose_challenge(agent.policy, vendor, job.expected_cost_atomic, challenges)
     if isinstance(choice, Refusal):
         return await _give_up(turn, job, choice)
@@ -219,7 +228,9 @@ async def _give_up(turn: Turn, job: Job, refusal: Refusal) -> str:
     return OVER_BUDGET if refusal.code == "over_budget" else SUBMIT_FAILED
 
 
-def _refusal_for(error: VendorError) -> Refusal:
+def _refusal_for(error: VendorError, *, is_resuming: bool) -> Refusal:
+    if is_resuming and isinstance(error, VendorRefused) and error.problem == "checkpoint_mismatch":
+        return Refusal(CHECKPOINT_REFUSED, str(error))
     return Refusal(next(code for kind, code in _CODES.items() if isinstance(error, kind)), str(error))
 
 
@@ -234,14 +245,15 @@ _CODES: Mapping[type[VendorError], str] = {
 }
 
 
-def job_params(run: Run) -> dict[str, object]:
-    """Return what a vendor is told of the run: its goal and what it wants, absent wishes left out."""
+def job_params(run: Run, slot: int | None = None) -> dict[str, object]:
+    """Return what a vendor is told of the run: its goal, what it wants, which piece of it; absent wishes left out."""
     spec = run.job
     wishes = {
         "gpuType": spec.gpu_type,
         "minVramGb": spec.min_vram_gb,
         "maxHours": None if spec.max_hours is None else plain(spec.max_hours),
         "count": spec.count,
+        "index": slot or None,
         "model": spec.model,
         "dataset": spec.dataset,
         "params": spec.params or None,
@@ -268,9 +280,14 @@ def _job(
         template_id=quote.vendor_job_template_id if quote else "",
         expected_cost_atomic=cost_atomic,
         expected_duration_minutes=quote.eta_minutes if quote else Decimal(0),
-        job_params=job_params(run),
+        job_params=job_params(run, action.slot),
         created_at=turn.now,
         updated_at=turn.now,
         error_message=error_message,
         completed_at=turn.now if status == "failed" else None,
+        slot=action.slot,
+        resumes=None if action.resume is None else action.resume.job_id,
+        hedges=action.hedges,
+        checkpoint=action.resume,
+        moves=quote.moves if quote else None,
     )

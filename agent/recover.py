@@ -7,6 +7,7 @@ from agent.core.decide import active_jobs, stop_wanted
 from agent.core.errors import NoVendorSecret, VendorError, VendorRefused
 from agent.core.events import JobEnded, SubmissionUnanswered
 from agent.core.model import Job, Payment, Vendor
+from agent.core.slots import HEDGE_LOST, lost_race
 from agent.core.states import OPEN_PAYMENTS
 from agent.purchase import PENDING, pay, send, take_up
 from agent.settle import settle
@@ -51,9 +52,10 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
     if payment.status == "completed" and lapsed and _is_given_up(turn, payment, silence):
         why = payment.error_message or ""
         return await _fail(turn, job, why if why.startswith(NoVendorSecret.refusal) else f"paid_not_served: {why}")
-    # A run that is to end does not offer its cheque again, nor is a revoked one; what was paid for is asked for, to be
-    # cancelled.
-    wanted = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now) is None and payment.revoked_in is None
+    # A run that is to end does not offer its cheque again, nor one whose work is done, nor is a revoked one; what was
+    # paid for is asked for, to be cancelled.
+    is_over = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now) or lost_race(turn.run, job)
+    wanted = not is_over and payment.revoked_in is None
     if payment.status == "completed" or (wanted and turn.now.timestamp() < payment.valid_before_s):
         return await (send(turn, vendor, payment) if silence is None else _held_back(turn, payment, silence))
     return None
@@ -61,8 +63,10 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
 
 async def _resume(turn: Turn, vendor: Vendor | None, job: Job) -> str:
     """Go on with a job that was quoted and never signed for; nothing has been paid."""
-    if stop := stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now):
-        turn.record(JobEnded(at=turn.now, job_id=job.job_id, status="cancelled", error_message=stop[1]))
+    stop = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now)
+    if stop or lost_race(turn.run, job):
+        why = stop[1] if stop else HEDGE_LOST
+        turn.record(JobEnded(at=turn.now, job_id=job.job_id, status="cancelled", error_message=why))
         await turn.save()
         return "Waiting"
     if vendor is None:

@@ -19,17 +19,26 @@ _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
 
 
 def refundable(turn: Turn) -> tuple[tuple[Job, Payment], ...]:
-    """Return the jobs that ended without their work being done and whose payment may still come back."""
+    """
+    Return the jobs that have ended and whose payment, or a part of it, may still come back: their work was not done, or
+    it cost less than was paid.
+    """
     patience = timedelta(days=turn.agent.limits.refund_days_max)
     pairs = [(find_job(turn.run, payment.job_id), payment) for payment in turn.run.payments]
     return tuple(
         (job, payment)
         for job, payment in pairs
         if payment.status == "completed"
-        and job.status in ("failed", "cancelled")
+        and _is_owed(job, payment)
         and job.completed_at is not None
         and turn.now - job.completed_at < patience
     )
+
+
+def _is_owed(job: Job, payment: Payment) -> bool:
+    if job.status == "completed":
+        return job.actual_cost_atomic is not None and job.actual_cost_atomic < payment.amount_atomic
+    return job.status in ("failed", "cancelled")
 
 
 async def collect_refunds(turn: Turn, vendors: dict[str, Vendor]) -> bool:

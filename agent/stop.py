@@ -1,4 +1,7 @@
-"""Ending jobs before they end by themselves: their run was cancelled, its deadline passed, or they are overdue."""
+"""
+Ending jobs before they end by themselves: their run was cancelled, its deadline passed, they are overdue, or another
+has done their work.
+"""
 
 from datetime import timedelta
 
@@ -7,6 +10,7 @@ from agent.core.decide import CancelJobs
 from agent.core.errors import VendorError
 from agent.core.events import Event, JobEnded, JobMissed
 from agent.core.model import Job, JobState, Vendor
+from agent.core.slots import HEDGE_LOST
 from agent.core.states import JOB_ENDS
 from agent.observe import read_status, take
 from agent.turn import Turn
@@ -44,6 +48,6 @@ def _is_given_up(turn: Turn, action: CancelJobs) -> bool:
 
 
 def _given_up(turn: Turn, job: Job, reason: str) -> JobEnded:
-    status: JobState = "cancelled" if reason == "cancelled" else "failed"
+    status: JobState = "cancelled" if reason in ("cancelled", HEDGE_LOST) else "failed"
     message = f"{reason}: the vendor did not confirm the cancellation"
     return JobEnded(at=turn.now, job_id=job.job_id, status=status, error_message=message)

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agent.artifacts import END_WAIT_S, give_up, keep_artifacts
+from agent.checkpoints import read_checkpoints
 from agent.core.decide import (
     Action,
     AskPlanner,
@@ -23,12 +24,14 @@ from agent.core.decide import (
     active_jobs,
     decide,
     open_artifacts,
+    question_of,
     tick_document,
+    worth_reading,
 )
 from agent.core.errors import ChainUnavailable, NoSigner, RunBusy, RunFinished, StaleClaim, Unavailable, WalletError
 from agent.core.events import Decided, RunEnded
 from agent.core.model import Phase, Run, Vendor
-from agent.core.planning import Proposal, Question
+from agent.core.planning import Proposal
 from agent.core.states import RUN_ENDS
 from agent.observe import observe
 from agent.ports import Agent, Busy
@@ -107,13 +110,16 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
         artifacts_wait_s=END_WAIT_S,
         cancel_requested_at=turn.run.cancel_requested_at,
         vendors=tuple(vendors),
+        has_slots=True,
+        checkpoints=await read_checkpoints(turn.agent, turn.run, worth_reading(turn.run, turn.now)),
     )
     action = decide(turn.run, facts, turn.now)
     if isinstance(action, AskPlanner):
         # The log keeps what was known: of vendors that are gone nothing is asked.
         standings = tuple(one for one in await turn.agent.store.standings() if one.vendor_id in by_id)
-        question = Question(run=turn.run, vendors=facts.vendors, standings=standings, now=turn.now)
-        facts = replace(facts, standings=standings, proposal=await turn.agent.planner.propose(question))
+        facts = replace(facts, standings=standings)
+        wish = await turn.agent.planner.propose(question_of(turn.run, facts, turn.now))
+        facts = replace(facts, proposal=wish)
         action = decide(turn.run, facts, turn.now)
     if isinstance(action, StartJob):
         wallet_of(turn.agent)

@@ -10,6 +10,7 @@ from agent.core.errors import WalletError
 from agent.core.policy import SpendingPolicy
 from agent.edges.artifacts_folder import FolderArtifacts
 from agent.edges.chain_evm import EvmChain
+from agent.edges.file_tokens import SecretTokens
 from agent.edges.planner_ab import AbPlanner
 from agent.edges.planner_bandit import BanditPlanner
 from agent.edges.planner_stub import StubPlanner
@@ -204,6 +205,8 @@ def open_agent(settings: AgentSettings, http: HttpClient | None = None) -> Agent
             lease_s=settings.lease_s,
             poll_interval_s=settings.poll_interval_s,
             attempts_max=settings.attempts_max,
+            misses_max=settings.lost_polls,
+            missed_s_max=settings.lost_after_s,
             # Well inside the lease: polling and paying have their time in the same tick.
             artifacts_s=max(1, settings.lease_s // 3),
             artifact_bytes_max=settings.artifact_bytes_max,
@@ -212,4 +215,5 @@ def open_agent(settings: AgentSettings, http: HttpClient | None = None) -> Agent
         callbacks=SignedCallbacks(settings.vendor_secrets.get_secret_value()),
         callback_base_url=settings.callback_url,
         revoker=open_revoker(settings, wallet, http),
+        file_tokens=SecretTokens(settings.vendor_secrets.get_secret_value()),
     )

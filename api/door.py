@@ -17,11 +17,12 @@ from agent.core.errors import AgentError, RunBusy
 from agent.ports import Agent
 from agent.sweep import drive
 from agent.wiring import open_agent
-from api import files, live, routes
+from api import files, live, routes, uploads
 from api.config import ApiSettings
 from api.gate import Gate, Keys
 from inbound.web import create_door
 from livery import __version__
+from wire.checkpoint import PART_BYTES_MAX
 from wire.loopback import is_loopback
 from wire.money import MoneyError
 from wire.problems import ProblemDocument, problem_document
@@ -29,7 +30,11 @@ from wire.problems import ProblemDocument, problem_document
 logger = logging.getLogger("livery.api")
 
 # Every one stands with the prefix /api, and without it.
-ROUTERS = (routes.router, files.router, live.router)
+ROUTERS = (routes.router, files.router, uploads.router, live.router)
+# What is sent in parts: the largest that Lambda and Vercel take.
+BODIES = dict.fromkeys(
+    [f"{prefix}{path}" for prefix in ("/api", "") for path in ("/agent-files/", "/agent-input")], PART_BYTES_MAX
+)
 
 
 def create_app(
@@ -76,6 +81,7 @@ def create_app(
         # Who sends the secret is no web page of a stranger, whatever name the server is called by.
         hosts=None if settings.secret or settings.on_host else hosts,
         statuses=(401, 403),
+        bodies=BODIES,
         lifespan=lifespan,
     )
     app.add_middleware(Gate, keys=keys)

@@ -1,7 +1,7 @@
 """The files that jobs left, streamed from where they are kept. What a vendor made is never shown as a page."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})", re.IGNORECASE)
 
 router = APIRouter(route_class=ExactRoute)
 
-_BYTES: dict[int | str, dict[str, Any]] = {
+BYTES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes."},
     206: {"content": {"application/octet-stream": {}}, "description": "Those of its bytes that Range asks for."},
     413: {"model": ProblemDocument},
@@ -29,7 +29,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/agent-artifact", response_class=StreamingResponse, responses=_BYTES)
+@router.get("/agent-artifact", response_class=StreamingResponse, responses=BYTES)
 async def agent_artifact(
     request: Request,
     agent: TheAgent,
@@ -45,31 +45,41 @@ async def agent_artifact(
     A host that cannot stream gives at most 4 MiB at a time: of a longer range its first ones, of a longer file none.
     """
     found = await artifact(agent, run_id, job_id, name)
-    etag = f'"{found.sha256}"'
-    part = _part(wanted, found.bytes) if of in ("", etag) else None
-    if part is not None and not part:
-        refused = problem_document("range_not_satisfiable", f"the file has {found.bytes} bytes")
-        return ProblemReply(refused, {"content-range": f"bytes */{found.bytes}"})
-    if not can_stream(request):
-        if part is None and found.bytes > GATHERED_BYTES_MAX:
-            return ProblemReply(problem_document("too_large_for_host", f"the file has {found.bytes} bytes"))
-        part = None if part is None else part[:GATHERED_BYTES_MAX]
-    given = range(found.bytes) if part is None else part
     headers = {
-        "accept-ranges": "bytes",
-        "content-length": str(len(given)),
         "content-disposition": f'attachment; filename="{shown_file_name(name)}"',
         "content-security-policy": "sandbox",
-        "etag": etag,
+        "etag": f'"{found.sha256}"',
+    }
+    wanted = wanted if of in ("", headers["etag"]) else ""
+    return file_reply(request, agent, (run_id, job_id, name), found.bytes, wanted, headers)
+
+
+def file_reply(
+    request: Request, agent: Agent, where: tuple[str, str, str], size: int, wanted: str, headers: Mapping[str, str]
+) -> Response:
+    """Return a kept file of `size` bytes as a reply, or the range of it that is `wanted`, as far as the host can."""
+    part = _part(wanted, size)
+    if part is not None and not part:
+        refused = problem_document("range_not_satisfiable", f"the file has {size} bytes")
+        return ProblemReply(refused, {"content-range": f"bytes */{size}"})
+    if not can_stream(request):
+        if part is None and size > GATHERED_BYTES_MAX:
+            return ProblemReply(problem_document("too_large_for_host", f"the file has {size} bytes"))
+        part = None if part is None else part[:GATHERED_BYTES_MAX]
+    given = range(size) if part is None else part
+    sent = {
+        "accept-ranges": "bytes",
+        "content-length": str(len(given)),
         "x-content-type-options": "nosniff",
+        **headers,
     }
     if part is not None:
-        headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{found.bytes}"
+        sent["content-range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
     return StreamingResponse(
-        _bytes(agent, (run_id, job_id, name), given),
+        _bytes(agent, where, given),
         status_code=200 if part is None else 206,
         media_type="application/octet-stream",
-        headers=headers,
+        headers=sent,
     )
 
 

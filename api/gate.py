@@ -24,6 +24,8 @@ OPEN = frozenset({"/health"})
 SWEEP = "/agent-sweep"
 # Proves itself by the signature of what it carries.
 SIGNED = frozenset({("POST", "/vendor-callback")})
+# Prove themselves by the token of the job whose files they are.
+TOKENED = ("/agent-files/", frozenset({"GET", "PUT"}))
 # What proxies add.
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip"})
 
@@ -58,7 +60,7 @@ def refusal(
         return None
     if keys.secret is None and (keys.on_host or not is_near):
         return "no_api_secret", "who asks from elsewhere needs a secret, and LIVERY_API_SECRET is not set"
-    if (method, path) in SIGNED:
+    if (method, path) in SIGNED or (path.startswith(TOKENED[0]) and method in TOKENED[1]):
         return None
     wanted = keys.of(path)
     if not wanted:

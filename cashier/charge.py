@@ -9,7 +9,7 @@ Rule 4: a cheque that was sent to be settled is refused only when it can be mine
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -18,19 +18,31 @@ from cashier.core.claiming import Claimed, Conflict, Held, Served
 from cashier.core.errors import ChainUnavailable, FacilitatorUnavailable, Unavailable
 from cashier.core.model import Answer, Lease, PaidRequest, Price, Taking, sale_of
 from cashier.core.reading import mismatch, read_cheque, requirements_for, taking_for
-from cashier.ports import Declined, Desk, HasCapacity, Pending, Settled, Start
+from cashier.ports import Admit, Declined, Desk, HasCapacity, Pending, Settled, Start
 from wire.x402 import HeaderError, PaymentRequirements
 
 # Makes the 402 to a payment that is refused for good.
 Refuse = Callable[[str], Answer]
+# Why no settlement is sent for a claimed row: the payer is not served, or there is no room. None: it may be sent.
+Hinder = Callable[[Claimed], Awaitable[Answer | None]]
 _LOG = logging.getLogger("livery.cashier")
 
 
-async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: HasCapacity, start: Start) -> Answer:
+async def charge(
+    desk: Desk,
+    request: PaidRequest,
+    price: Price,
+    has_capacity: HasCapacity,
+    start: Start,
+    admit: Admit | None = None,
+) -> Answer:
     """
     Return the answer to a request that costs `price`; `start` has run, once, when it is a 200.
 
     The request may come again, after a crash too: the same one gets the same answer.
+
+    Args:
+        admit: why nothing is sold to a payer: the payment is refused then, before anything is asked of anybody.
     """
     ask = desk.ask(request, price)
     try:
@@ -48,7 +60,7 @@ async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: H
         claim = await desk.till.claim(taking, lease, insert=wrong is None)
         match claim:
             case Claimed():
-                return await _work(desk, lease, claim, refuse, has_capacity, start)
+                return await _work(desk, lease, claim, refuse, partial(_hinder, refuse, admit, has_capacity), start)
             case Served():
                 return claim.answer
             case Held():
@@ -58,14 +70,22 @@ async def charge(desk: Desk, request: PaidRequest, price: Price, has_capacity: H
         return refuse(str(wrong))
 
 
-async def _work(
-    desk: Desk, lease: Lease, claim: Claimed, refuse: Refuse, has_capacity: HasCapacity, start: Start
-) -> Answer:
+async def _hinder(refuse: Refuse, admit: Admit | None, has_capacity: HasCapacity, claim: Claimed) -> Answer | None:
+    unwanted = None if admit is None else admit(claim.taking.payer)
+    if unwanted is not None:
+        return refuse(unwanted)
+    room = await has_capacity(claim.reserved)
+    if isinstance(room, Answer):
+        return room
+    return None if room else answers.problem("no_capacity", answers.NO_ROOM)
+
+
+async def _work(desk: Desk, lease: Lease, claim: Claimed, refuse: Refuse, hinder: Hinder, start: Start) -> Answer:
     """Go on from the state of the claimed row; an error leaves the row for the next who comes."""
     taking = claim.taking
     try:
         if taking.state == "claimed":
-            opened = await _open(desk, lease, claim, refuse, has_capacity)
+            opened = await _open(desk, lease, claim, refuse, hinder)
         else:
             opened = taking
         if isinstance(opened, Taking) and opened.state == "settling":
@@ -78,14 +98,12 @@ async def _work(
         raise
 
 
-async def _open(desk: Desk, lease: Lease, claim: Claimed, refuse: Refuse, has_capacity: HasCapacity) -> Taking | Answer:
+async def _open(desk: Desk, lease: Lease, claim: Claimed, refuse: Refuse, hinder: Hinder) -> Taking | Answer:
     """Return the row once a settlement may be sent, or why none is: up to here a refusal leaves no row."""
     taking = claim.taking
-    refused = None
     try:
-        if not await has_capacity(claim.reserved):
-            refused = answers.problem("no_capacity", answers.NO_ROOM)
-        else:
+        refused = await hinder(claim)
+        if refused is None:
             verdict = await desk.facilitator.verify(taking.payload, _asked(desk, taking))
             refused = None if verdict.reason is None else refuse(verdict.reason)
         opened = replace(taking, state="settling", from_block=max(0, await desk.chain.head() - desk.lookback_blocks))

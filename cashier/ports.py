@@ -9,13 +9,16 @@ from typing import Any, Protocol
 
 from cashier.core.claiming import Claim
 from cashier.core.dialects import X402, Ask, Dialects
-from cashier.core.model import Lease, PaidRequest, Price, Refund, Sale, Taking
+from cashier.core.model import Answer, Lease, PaidRequest, Price, Refund, Sale, Taking
 from cashier.core.reading import requirements_for
 from wire.money import Asset
 from wire.x402 import PaymentRequirements
 
-# Whether the seller can start one more, given how many open payments already count on being started.
-HasCapacity = Callable[[int], Awaitable[bool]]
+# Whether the seller can start one more, given how many open payments already count on being started; an answer says
+# why not in the seller's own words.
+HasCapacity = Callable[[int], Awaitable[bool | Answer]]
+# Why nothing is sold to this payer (lower case), None where it may buy.
+Admit = Callable[[str], str | None]
 # Starts the work of a sale and returns the body of its answer. Idempotent by `payment_id`: called again after a crash.
 Start = Callable[[Sale], Awaitable[Mapping[str, Any]]]
 

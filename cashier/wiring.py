@@ -13,7 +13,7 @@ from cashier.core.model import Answer, PaidRequest, Price
 from cashier.edges.chain_rpc import RpcChain, RpcSender
 from cashier.edges.facilitator_http import HttpFacilitator
 from cashier.edges.till_sqlite import SCHEMA, SqliteTill
-from cashier.ports import Desk, HasCapacity, Start
+from cashier.ports import Admit, Desk, HasCapacity, Start
 from cashier.recover import Recovered, recover
 from cashier.refund import refund
 from chain.rpc import Rpc
@@ -33,8 +33,15 @@ class Cashier:
         self.desk = desk
         self._db = db
 
-    async def charge(self, request: PaidRequest, price: Price, has_capacity: HasCapacity, start: Start) -> Answer:
-        return await charge(self.desk, request, price, has_capacity, start)
+    async def charge(
+        self,
+        request: PaidRequest,
+        price: Price,
+        has_capacity: HasCapacity,
+        start: Start,
+        admit: Admit | None = None,
+    ) -> Answer:
+        return await charge(self.desk, request, price, has_capacity, start, admit)
 
     async def recover(self, start: Start) -> Recovered:
         return await recover(self.desk, start)

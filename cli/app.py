@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli import accounts, artifacts, audit, bench, chain, db, demo, run, seed, serve, sim, vendors, wallet
+from cli import accounts, artifacts, audit, bench, chain, db, demo, hw, run, seed, serve, sim, vendors, wallet, worker
 from livery import __version__
 
 app = typer.Typer(
@@ -39,7 +39,9 @@ app.command("facilitator")(serve.facilitator)
 # The names that the systems before had for them.
 app.command("control-plane", hidden=True)(serve.serve)
 app.command("mock-vendor", hidden=True)(serve.vendor_mock)
-for branch in (run.app, vendors.app, wallet.app, chain.app, db.app, seed.app):
+app.command("hw")(hw.hw)
+app.command("stats", hidden=True)(hw.stats)
+for branch in (run.app, worker.app, vendors.app, wallet.app, chain.app, db.app, seed.app):
     app.add_typer(branch)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench.bench)
 app.command("sim")(sim.sim)

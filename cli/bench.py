@@ -8,14 +8,14 @@ import typer
 
 from cli.console import fail
 
-BENCHES = {"import": "bench.import_time", "planner": "bench.planner"}
+BENCHES = {"import": "bench.import_time", "planner": "bench.planner", "worker": "bench.worker"}
 
 
 def bench(context: typer.Context, name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")]) -> None:
     """
     Measure something and print one table and one JSON document; exit code 1 where it misses its goal.
 
-    Examples: livery bench import · livery bench planner --seeds 30
+    Examples: livery bench import · livery bench planner --seeds 30 · livery bench worker --json
     """
     if name not in BENCHES:
         raise typer.BadParameter(f"there is no benchmark {name}; there is {', '.join(BENCHES)}")

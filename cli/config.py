@@ -5,7 +5,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class CliSettings(BaseSettings):
-    """Which control plane `livery run` speaks with."""
+    """Which control plane `livery run` speaks with, and which worker `livery worker`."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -25,6 +25,12 @@ class CliSettings(BaseSettings):
         None,
         description="The control plane's LIVERY_API_SECRET, where it asks for one.",
         validation_alias=AliasChoices("LIVERY_CLI_SECRET", "LIVERY_API_SECRET"),
+    )
+
+    worker_url: str | None = Field(
+        None,
+        description="The address of the worker that `livery worker status` asks. Unset: the one that runs here.",
+        validation_alias=AliasChoices("LIVERY_CLI_WORKER_URL", "AGENT_API_URL"),
     )
 
     @property

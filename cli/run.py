@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +68,12 @@ async def named(client: Client, run_id: str | None) -> str:
     return page.runs[0].id
 
 
+def _file_of(dataset: str | None) -> Path | None:
+    """Return the file that a dataset names, None for a URL and for what was uploaded before."""
+    path = None if dataset is None or "://" in dataset else Path(dataset).expanduser()
+    return path if path is not None and path.is_file() else None
+
+
 @app.command("start")
 def start(
     goal: Annotated[str, typer.Argument(help="What the run is for.")],
@@ -76,7 +83,7 @@ def start(
     hours: Annotated[str | None, typer.Option("--hours", help="The most hours to rent one job for.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many jobs must complete.")] = 1,
     model: Annotated[str | None, typer.Option(help="The model to work on.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The dataset to work with.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="The dataset: a URL, or a file, which is uploaded.")] = None,
     max_price: Annotated[str | None, typer.Option("--max-price", help="The most to pay per hour, in USDC.")] = None,
     deadline: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When to give up (RFC 3339).")
@@ -117,12 +124,17 @@ def start(
         _show_preview(run(local.first_step(request), as_json=as_json), as_json)
         return
 
+    file = _file_of(dataset)
+
     async def begin() -> str:
         async with control_plane(url, here) as client:
+            job = request.job
+            if file is not None:
+                job = job.model_copy(update={"dataset": await client.upload(file)})
             started = await client.start(
                 goal,
                 request.budget_total,
-                job=request.job,
+                job=job,
                 deadline=deadline,
                 max_price_per_hour=request.max_price_per_hour,
                 key=key,

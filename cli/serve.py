@@ -55,8 +55,8 @@ def vendor_mock(host: Host = None, port: Port = None) -> None:
 
     Faults are scripted per vendor in the file that LIVERY_VENDOR_MOCK_VENDORS_FILE names: failAtEpoch,
     timeoutsAfterSettling, priceFactor, amountAtomic, payTo, asset, network, honestAsks, reuseJobIds, noArtifacts,
-    falseRefunds, attacks, errors, errorShare, slowSeconds, answerHtml, headerBytes, lieAboutProgress
-    (docs/vendor-api.md).
+    falseRefunds, attacks, errors, errorShare, slowSeconds, answerHtml, headerBytes, lieAboutProgress, vanishAtEpoch,
+    refuses (docs/vendor-api.md).
 
     Example: GPU_VENDOR_SECRET=s livery vendor-mock --port 4001
     """

@@ -15,7 +15,7 @@ def sim(
     ] = None,
     ticks: Annotated[int, typer.Option(help="End after so many ticks.")] = 20_000,
     plant: Annotated[int | None, typer.Option(help="Build in this bug, which is to be found.", min=1, max=12)] = None,
-    plants: Annotated[bool, typer.Option("--plants", help="Look for all twelve, on five seeds each.")] = False,
+    plants: Annotated[bool, typer.Option("--plants", help="Look for each planted bug, on five seeds.")] = False,
     world: Annotated[int | None, typer.Option(help="Only this world of the seed.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes of the operating system.", min=1)] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the line of JSON alone.")] = False,

@@ -15,8 +15,15 @@ MAINNET_WORDS = "pay with real money"
 
 
 @app.command("new")
-def new(network: Network = None, as_json: Json = False) -> None:
+def new(
+    network: Network = None,
+    worker: Annotated[bool, typer.Option("--worker", help="The key of this machine's worker, which is paid.")] = False,
+    as_json: Json = False,
+) -> None:
     """Make a key in an encrypted keystore, never over an existing one."""
+    if worker:
+        _new_for_worker(as_json)
+        return
     from agent.core.errors import WalletError
     from agent.wiring import create_wallet
 
@@ -33,6 +40,25 @@ def new(network: Network = None, as_json: Json = False) -> None:
         _how_to_fund(settings, address),
     )
     show({"address": address, "keystore": str(keystore)}, lambda: "\n".join(lines), as_json=as_json)
+
+
+def _new_for_worker(as_json: bool) -> None:
+    from chain.errors import KeystoreError
+    from cli.hw import worker_settings
+    from gpu_worker.wiring import create_wallet
+
+    settings = worker_settings(as_json)
+    try:
+        address = create_wallet(settings)
+    except KeystoreError as error:
+        fail(str(error), "Use it, or name another with LIVERY_WORKER_KEYSTORE_PATH.", as_json=as_json)
+    lines = (
+        address,
+        f"keystore {settings.keystore}",
+        f"password {settings.password_file}",
+        "send it some ether: refunds are transfers, and a worker that cannot send them sells nothing",
+    )
+    show({"address": address, "keystore": str(settings.keystore)}, lambda: "\n".join(lines), as_json=as_json)
 
 
 @app.command("show")

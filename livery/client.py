@@ -20,6 +20,7 @@ from wire import decimal_json
 from wire.control import (
     ArtifactDocument,
     HealthReply,
+    InputReply,
     JobRequest,
     RunDocument,
     RunIdRequest,
@@ -28,6 +29,7 @@ from wire.control import (
     StatusReply,
     TickReply,
 )
+from wire.jobs import INPUT_PREFIX
 from wire.loopback import is_loopback
 from wire.model import Body
 from wire.problems import ProblemDocument
@@ -211,6 +213,30 @@ class Client:
         if received != artifact.bytes or digest.hexdigest() != artifact.sha256:
             raise Damaged(f"{artifact.name}: what arrived is not what the control plane lists")
 
+    async def upload(self, path: Path, progress: Callable[[int], None] = lambda sent: None) -> str:
+        """
+        Upload a dataset, part by part; return what a run names it by, `input:` and its hash.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with path.open("rb") as file:
+            sha256, total = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+            for start in range(0, max(total, 1), PART_BYTES):
+                file.seek(start)
+                part = file.read(PART_BYTES)
+                headers = {"content-type": "application/octet-stream"}
+                if part:
+                    headers["content-range"] = f"bytes {start}-{start + len(part) - 1}/{total}"
+                query = {"sha256": sha256}
+                reply = await self._call(
+                    InputReply, "PUT", "/api/agent-input", params=query, content=part, headers=headers
+                )
+                progress(start + len(part))
+                if reply.is_whole:
+                    break
+        return f"{INPUT_PREFIX}{sha256}"
+
     async def health(self) -> HealthReply:
         return await self._get(HealthReply, "/health", {})
 
@@ -226,7 +252,7 @@ class Client:
             reply = await self._http.request(method, path, **request)
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
-        if reply.status_code == 200:
+        if reply.status_code in (200, 201):
             return kind.from_json(reply.content)
         raise self._problem(reply)
 

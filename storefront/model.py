@@ -82,6 +82,11 @@ class Sold:
     is_callback_done: bool = False
 
 
+def is_owed(job: Sold) -> bool:
+    """Return whether an ended job's refund is still to be paid."""
+    return job.status in TERMINAL and job.refund_atomic > 0 and job.refund_transaction is None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
     """

@@ -4,18 +4,18 @@ What the shop needs of a seller, and of the book that it writes sales into.
 The shop sells: quotes, paid submissions, refunds, callbacks. The seller works: what a job costs, how it runs and ends.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
-from cashier.core.model import Price, Sale
+from cashier.core.model import Sale
 from storefront.model import KeptFile, Sold, StatusView, Template, Terms, Vendor
 from wire.vendor import Offer, QuoteRequest, SubmitRequest
 
 JobT = TypeVar("JobT", bound=Sold)
 # Unix seconds.
 Clock = Callable[[], float]
-# What a submission is asked to pay: the price of its template, but for a seller of tests that asks for another.
-Asker = Callable[[Vendor, Template, Price], Price]
 
 
 class Book(Protocol[JobT]):
@@ -47,6 +47,16 @@ class Book(Protocol[JobT]):
     async def to_call_back(self) -> list[JobT]:
         """Return the jobs whose buyers want to be called and were not yet, ended or not."""
 
+    async def to_pay_back(self) -> list[JobT]:
+        """Return the ended jobs whose refund is still to be paid."""
+
+    def listen(self) -> AbstractContextManager[asyncio.Event]:
+        """
+        Return an event that is set whenever a job was started, or changed and left ended, by this book.
+
+        Who waits for it clears it, then reads. It belongs to one event loop, the one the book is used from.
+        """
+
     async def close(self) -> None: ...
 
 
@@ -62,8 +72,20 @@ class Seller(Protocol[JobT]):
     async def terms(self, vendor: Vendor, request: QuoteRequest) -> Terms:
         """Return what `request` costs and takes. Raises VendorApiError: it is not sold, and why."""
 
+    def check(self, vendor: Vendor, template: Template, submit: SubmitRequest) -> None:
+        """
+        Raises VendorApiError: what is submitted is not what `template` was quoted for.
+
+        It goes by its arguments alone: what was paid comes again, after a crash too, and must pass again.
+        """
+
     async def has_room(self, vendor: Vendor, template: Template, reserved: int) -> bool:
-        """Return whether one more can start, given how many open payments already count on being started."""
+        """
+        Return whether one more can start, given how many open payments already count on being started.
+
+        Raises:
+            VendorApiError: nothing is started here now, and why; nothing is charged. Who has paid is served still.
+        """
 
     def admits(self, vendor: Vendor, payer: str) -> str | None:
         """Return why nothing is sold to the address `payer`, None where it may buy."""
@@ -91,8 +113,11 @@ class Seller(Protocol[JobT]):
     async def cancel(self, job: JobT) -> Callable[[JobT], JobT]:
         """Stop the work and return the change that ends the row; an ended one it leaves as it is. Idempotent."""
 
+    def knows(self, since: str) -> bool:
+        """Return whether `since` can be a cursor that this seller gave; asked before anything moves."""
+
     async def status(self, vendor: Vendor, job: JobT, since: str | None) -> StatusView:
-        """Return how the job stands. Raises VendorApiError: `since` is not a cursor that this seller gave."""
+        """Return how the job stands, with what is new since the cursor that `knows` let by."""
 
     async def files(self, job: JobT) -> tuple[KeptFile, ...]:
         """Return the files of an ended job, a failed one's too; none while it runs."""

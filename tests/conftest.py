@@ -8,7 +8,13 @@ from hypothesis import HealthCheck, settings
 # What a developer's shell may say to the tests; everything else that Livery reads is taken away.
 _KEPT = {"ANVIL_BIN", "MONGODB_TEST_URI"}
 
-_FIXTURES = ("tests.fixtures.chain", "tests.fixtures.llm", "tests.fixtures.mongod", "tests.fixtures.world")
+_FIXTURES = (
+    "tests.fixtures.chain",
+    "tests.fixtures.llm",
+    "tests.fixtures.mongod",
+    "tests.fixtures.tiny",
+    "tests.fixtures.world",
+)
 
 pytest_plugins = list(_FIXTURES)
 

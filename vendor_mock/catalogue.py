@@ -5,13 +5,15 @@ from decimal import Decimal
 
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
+import storefront.model
 from chain.devchain import dev_account
 from vendor_mock.config import VendorMockSettings
 from vendor_mock.faults import Faults
+from vendor_mock.simulation import EPOCHS
 from wire import decimal_json
 from wire.decimal_json import DecimalNumber
 from wire.model import Body
-from wire.money import BASE_SEPOLIA_USDC, Asset, MoneyError, to_atomic
+from wire.money import BASE_SEPOLIA_USDC, MoneyError, to_atomic
 from wire.vendor import Id, Text, secret_for
 
 # The test accounts that the vendors are paid at, in the order of the catalogue; the first ones of the
@@ -33,13 +35,18 @@ class Gpu(Body):
 
 
 class VendorPlan(Body):
-    """One vendor as its owner writes it down. `reliability`: the share of its jobs that do not fail."""
+    """
+    One vendor as its owner writes it down. `reliability`: the share of its jobs that do not fail.
+
+    `checkpoints_every` so many epochs a checkpoint goes to the buyer's store; None: its jobs cannot move.
+    """
 
     vendor_id: Id
     name: Text
     price_per_hour: DecimalNumber | None = Field(None, gt=0, le=10_000)
     gpus: tuple[Gpu, ...] = (Gpu(gpu_type="A10", vram_gb=24), Gpu(gpu_type="A100", vram_gb=80))
     reliability: DecimalNumber = Field(Decimal(1), ge=0, le=1)
+    checkpoints_every: int | None = Field(None, ge=1, le=EPOCHS)
     faults: Faults = Faults()
 
 
@@ -53,22 +60,14 @@ _PLANS = TypeAdapter(tuple[VendorPlan, ...])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vendor:
-    """
-    One vendor, ready to sell: `key` signs its refunds, `pay_to` is that key's address.
+class Vendor(storefront.model.Vendor):
+    """One vendor, ready to sell: `key` signs its refunds, `fail_rate` is the share of its jobs that fail."""
 
-    `fail_rate` is the share of its jobs that fail.
-    """
-
-    vendor_id: str
-    name: str
     per_hour_atomic: int
     gpus: tuple[Gpu, ...]
-    secret: SecretStr
     key: SecretStr
-    pay_to: str
-    asset: Asset
     fail_rate: Decimal
+    checkpoints_every: int | None
     faults: Faults
 
     def gpu(self, gpu_type: str) -> Gpu | None:
@@ -140,6 +139,7 @@ def _vendor(settings: VendorMockSettings, plan: VendorPlan, index: int) -> Vendo
         asset=BASE_SEPOLIA_USDC,
         fail_rate=Decimal(str(settings.fail_rate)) if settings.fail_rate_is_chosen else 1 - plan.reliability,
         faults=faults,
+        checkpoints_every=plan.checkpoints_every,
     )
 
 

@@ -25,10 +25,13 @@ class Faults(Body):
 
     `price_factor` and the four after it falsify the 402 alone, never the quote; with `honest_asks` not the first ones
     of each quote. `attacks` is the seed of what is said in place of all words (`vendor_mock.attacks`), `attacks_from`
-    and `attacks_count` which of them; `error_share` draws with `seed`.
+    and `attacks_count` which of them; `error_share` draws with `seed`. A vendor whose job comes to `vanish_at_epoch`
+    is heard of no more; nothing is sold to the payers in `refuses`.
     """
 
     fail_at_epoch: Annotated[int, Field(ge=1, le=3)] | None = None
+    vanish_at_epoch: Annotated[int, Field(ge=1, le=3)] | None = None
+    refuses: tuple[str, ...] = ()
     timeouts_after_settling: Annotated[int, Field(ge=0)] = 0
     price_factor: Annotated[DecimalNumber, Field(gt=0)] = Decimal(1)
     amount_atomic: Annotated[int, Field(gt=0)] | None = None
@@ -78,17 +81,20 @@ class FaultBoard:
     """
     The scripts in force and what is left of their counted faults; `script` replaces one while running.
 
-    `done` is how many "errors" and "timeouts" each vendor really made, by its id, whatever was scripted since.
+    `done` is how many "errors" and "timeouts" each vendor really made, by its id, whatever was scripted since;
+    `vanished` are those that are heard of no more until another script.
     """
 
     scripts: dict[str, Faults] = field(default_factory=dict)
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
+    vanished: set[str] = field(default_factory=set)
     _asked: dict[str, int] = field(default_factory=dict)
     _chances: dict[int, Random] = field(default_factory=dict)
     _used: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def script(self, vendor_id: str, faults: Faults) -> None:
         self.scripts[vendor_id] = faults
+        self.vanished.discard(vendor_id)
         self._used = {key: count for key, count in self._used.items() if key[0] != vendor_id}
 
     def of(self, vendor_id: str) -> Faults:

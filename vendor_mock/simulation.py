@@ -1,7 +1,7 @@
 """
 A job that trains nothing: three epochs, a loss that falls, an end that was settled when it began.
 
-Pure: values in, values out. Only `advance` moves a job, and only the status route calls it.
+Pure: values in, values out. Only `advance` moves a job.
 """
 
 import hashlib
@@ -9,55 +9,37 @@ import random
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
+from storefront.model import TERMINAL as TERMINAL
+from storefront.model import Sold
 from wire import decimal_json
 from wire.decimal_json import plain
-from wire.vendor import VendorJobStatus
+from wire.vendor import CheckpointSeen, FilesGrant, ResumeFrom
 
 EPOCHS = 3
 PROGRESS_PER_EPOCH = Decimal("0.35")
 FINAL_METRICS = {"loss": Decimal("0.78"), "val_accuracy": Decimal("0.87")}
 FAILURE = "simulated failure"
-TERMINAL: tuple[VendorJobStatus, ...] = ("completed", "failed", "cancelled")
+NO_CHECKPOINT = "the checkpoint to go on from is not there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Template:
-    """A quote that was given, and what it binds the vendor to."""
-
-    template_id: str
-    vendor_id: str
-    gpu_type: str
-    hours: Decimal
-    price_atomic: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(Sold):
     """
-    A paid job. `refund_atomic` is owed to the payer from the moment the job ends; `refund_transaction` pays it.
+    A sold job of a mock: how far it is, and the epoch at which it fails, settled when it began.
 
-    `callback_url` is where the buyer wants to be called at the end; done is what was accepted or given up.
-    `ends_by_s` is when the job is ended by itself: its hours are used up.
+    `first_epoch` are done already: it goes on from a checkpoint of another vendor. `pushed` is its newest own one.
     """
 
-    job_id: str
-    vendor_id: str
-    payment_id: str
-    gpu_type: str
-    hours: Decimal
-    price_atomic: int
-    started_at_s: int
     fails_at_epoch: int | None = None
-    status: VendorJobStatus = "submitted"
+    first_epoch: int = 0
+    model_hash: str = ""
+    spec_hash: str = ""
+    files: FilesGrant | None = None
+    resume: ResumeFrom | None = None
+    pushed: CheckpointSeen | None = None
     epoch: int = 0
     progress: Decimal = Decimal(0)
     logs: tuple[str, ...] = ()
-    refund_atomic: int = 0
-    refund_transaction: str | None = None
-    callback_url: str | None = None
-    is_callback_done: bool = False
-    ends_by_s: int | None = None
-    ended_at_s: int | None = None
 
 
 def fate(vendor_id: str, number: int, fail_rate: Decimal, seed: int | None) -> int | None:
@@ -84,12 +66,6 @@ def polled(job: Job, now_s: float, epoch_seconds: Decimal | None) -> Job:
     return advance(job, epochs_due(job, now_s, epoch_seconds))
 
 
-def dated(job: Job, now_s: int) -> Job:
-    """Return the job with the time of its end, where it has ended and none is written down."""
-    ended = job.status in TERMINAL and job.ended_at_s is None
-    return replace(job, ended_at_s=now_s) if ended else job
-
-
 def expire(job: Job, now_s: float) -> Job:
     """Return the job ended where its time has come: its hours are used up, and nothing is owed."""
     if not is_over(job, now_s):
@@ -103,7 +79,7 @@ def epochs_due(job: Job, now_s: float, epoch_seconds: Decimal | None) -> int:
     """Return the epoch that a poll finds the job at: one further, or by time."""
     if epoch_seconds is None:
         return job.epoch + 1
-    return int(Decimal(now_s - job.started_at_s) / epoch_seconds)
+    return job.first_epoch + int(Decimal(now_s - job.started_at_s) / epoch_seconds)
 
 
 def advance(job: Job, due: int) -> Job:
@@ -114,6 +90,19 @@ def advance(job: Job, due: int) -> Job:
     while job.epoch < min(due, EPOCHS) and job.status == "running":
         job = _epoch(job, job.epoch + 1)
     return job
+
+
+def progress_at(epoch: int) -> Decimal:
+    """Return how far a job is that has done `epoch`."""
+    return min(Decimal(1), PROGRESS_PER_EPOCH * epoch)
+
+
+def interrupt(job: Job, now_s: int) -> Job:
+    """Return a job that has no checkpoint to go on from: it failed before it began, and all of it is owed back."""
+    if job.status in TERMINAL:
+        return job
+    logs = (*job.logs, NO_CHECKPOINT)
+    return replace(job, status="failed", logs=logs, refund_atomic=job.price_atomic, ended_at_s=now_s)
 
 
 def _epoch(job: Job, number: int) -> Job:
@@ -131,9 +120,14 @@ def _epoch(job: Job, number: int) -> Job:
         job,
         epoch=number,
         status="completed" if number == EPOCHS else "running",
-        progress=min(Decimal(1), PROGRESS_PER_EPOCH * number),
+        progress=progress_at(number),
         logs=(*job.logs, f"Epoch {number}/{EPOCHS} loss={loss}"),
     )
+
+
+def failure(job: Job) -> str:
+    """Return why a failed job failed."""
+    return NO_CHECKPOINT if NO_CHECKPOINT in job.logs[-1:] else FAILURE
 
 
 def cancel(job: Job) -> Job:
@@ -156,14 +150,16 @@ def cost_atomic(job: Job) -> int:
 
 
 def _used_atomic(job: Job) -> int:
-    return int((job.price_atomic * job.progress).to_integral_value(ROUND_CEILING))
+    """Return what the epochs cost that were done here."""
+    before = progress_at(job.first_epoch)
+    return int((job.price_atomic * (job.progress - before) / (1 - before)).to_integral_value(ROUND_CEILING))
 
 
 def remaining_minutes(job: Job) -> Decimal:
     """Return how long the job still takes, by its hours and its progress."""
     if job.status in TERMINAL:
         return Decimal(0)
-    return (job.hours * 60 * (1 - job.progress)).quantize(Decimal("0.01"))
+    return (job.hours * 60 * (1 - job.progress) / (1 - progress_at(job.first_epoch))).quantize(Decimal("0.01"))
 
 
 def artifacts(job: Job) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ The control plane's API: bodies of start, tick, status, runs and cancel. Money i
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from pydantic import FailFast, Field, StringConstraints
 
@@ -214,6 +214,27 @@ class CallbackReply(Body):
 def callback_url(base_url: str, run_id: str) -> str:
     """Return where vendors call for a run of the control plane that they reach at `base_url`."""
     return f"{base_url}/api/vendor-callback?{urlencode({'runId': run_id})}"
+
+
+def files_url(base_url: str, run_id: str, job_id: str) -> str:
+    """Return where a job of a run leaves its files, at the control plane that is reached at `base_url`."""
+    return f"{base_url}/api/agent-files/{quote(run_id, safe='')}/{quote(job_id, safe='')}"
+
+
+class FileReply(Body):
+    """PUT /api/agent-files: what is kept by now."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class InputReply(Body):
+    """PUT /api/agent-input: `is_whole` once every part is there; a run may then name it as its dataset."""
+
+    sha256: str
+    bytes: int
+    is_whole: bool
 
 
 class SweptDocument(Body):

@@ -123,6 +123,7 @@ def _job_observed(run: Run, event: JobObserved) -> Run:
         cursor=event.cursor,
         polls=noted(job.polls, "."),
         missed_since=None,
+        **_measured(job, event),
     )
 
 
@@ -145,7 +146,14 @@ def _job_ended(run: Run, event: JobEnded) -> Run:
         artifact_url=event.artifact_url,
         error_message=event.error_message,
         completed_at=event.at,
+        **_measured(job, event),
     )
+
+
+def _measured(job: Job, event: JobObserved | JobEnded) -> dict[str, Any]:
+    """Return what was told of steps. Nor do these go backwards."""
+    step = job.step if event.step is None else max(job.step or 0, event.step)
+    return {"step": step, "latest_metrics": event.metrics or job.latest_metrics}
 
 
 def _artifacts_kept(run: Run, event: ArtifactsKept) -> Run:

@@ -15,6 +15,7 @@ from typing import Literal
 from agent.core.model import Run, Standing, Vendor
 from agent.core.planning import Proposal, Question, gpu_for, hours_wanted, price_of
 from agent.core.scoring import Record, beliefs, expected_cost, shortlist
+from agent.core.slots import lost_race
 from agent.core.standing import faded, rests_until
 from reputation.beta import Beta
 from wire.money import HOURS_STEP, hours_bought, price_atomic, to_decimal
@@ -87,24 +88,25 @@ def advise(question: Question) -> Advice:
         return _none("wait", f"every able vendor failed lately: {named}", until=rests[0][0])
     all_known = zip(paid, beliefs([arm.record for arm in paid]), strict=True)
     in_time = [(arm, belief) for arm, belief in all_known if not _is_late(run, arm)]
-    return _best(run, [arm for arm, _ in in_time], [belief for _, belief in in_time])
+    return _best(question, [arm for arm, _ in in_time], [belief for _, belief in in_time])
 
 
 def _is_late(run: Run, arm: _Arm) -> bool:
     return arm.rests_until is not None and run.deadline is not None and arm.rests_until > run.deadline
 
 
-def _best(run: Run, arms: Sequence[_Arm], known: Sequence[Beta]) -> Advice:
+def _best(question: Question, arms: Sequence[_Arm], known: Sequence[Beta]) -> Advice:
     """Return the ready ones of the shortlist of `arms`, of which at least one is ready; or whom to wait for."""
+    run, hours = question.run, hours_wanted(question.run, question.rest)
     # All are compared by a whole job, also where the budget buys less of it.
-    prices = [float(price_atomic(arm.per_hour_atomic, hours_wanted(run))) for arm in arms]
+    prices = [float(price_atomic(arm.per_hour_atomic, hours)) for arm in arms]
     ranked = shortlist(known, prices, float(run.budget.available_atomic), [_draw(run, arm) for arm in arms])
     candidates = tuple(
         _candidate(arms[place], known[place], cost) for cost, place in ranked if arms[place].rests_until is None
     )
     if candidates:
         best = candidates[0]
-        return Advice(proposal=_wish(best, _described(run, best)), candidates=candidates)
+        return Advice(proposal=_wish(best, _described(run, best, hours)), candidates=candidates)
     cost, place = ranked[0]
     ready = [place for place, arm in enumerate(arms) if arm.rests_until is None]
     next_cost, next_best = min((expected_cost(known[place].mean, prices[place]), place) for place in ready)
@@ -143,13 +145,13 @@ def _arms(question: Question) -> list[_Arm]:
     arms = []
     for vendor in question.vendors:
         gpu_type = gpu_for(run, vendor)
-        if gpu_type is None:
+        if gpu_type is None or vendor.vendor_id in question.avoided:
             continue
         per_hour = price_of(vendor, gpu_type)
         if per_hour <= 0 or (cap is not None and per_hour > cap):
             continue
         here = next((one for one in standings if (one.vendor_id, one.gpu_type) == (vendor.vendor_id, gpu_type)), None)
-        hours = min(hours_wanted(run), hours_bought(run.budget.available_atomic, per_hour))
+        hours = min(hours_wanted(run, question.rest), hours_bought(run.budget.available_atomic, per_hour))
         rests = _rests_until(run, vendor.vendor_id, here)
         arms.append(
             _Arm(
@@ -183,7 +185,7 @@ def _rests_until(run: Run, vendor_id: str, here: Standing | None) -> datetime | 
     """Return how long a vendor is left alone: by its record over all runs, and by this run's, our refusals included."""
     failed_in_a_row, last_failed_at = 0, None
     for job in run.jobs:
-        if job.vendor_id == vendor_id and job.status in ("failed", "cancelled"):
+        if job.vendor_id == vendor_id and job.status in ("failed", "cancelled") and not lost_race(run, job):
             failed_in_a_row, last_failed_at = failed_in_a_row + 1, job.completed_at
         elif job.vendor_id == vendor_id and job.status == "completed":
             failed_in_a_row = 0
@@ -217,8 +219,8 @@ def _candidate(arm: _Arm, belief: Beta, cost: float) -> Candidate:
     )
 
 
-def _described(run: Run, candidate: Candidate) -> str:
-    price = float(price_atomic(candidate.price_per_hour_atomic, hours_wanted(run)))
+def _described(run: Run, candidate: Candidate, hours: Decimal) -> str:
+    price = float(price_atomic(candidate.price_per_hour_atomic, hours))
     mean = _money(run, expected_cost(candidate.mean, price))
     return (
         f"{candidate.vendor_id} {candidate.gpu_type}: {mean} expected per finished job,"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from agent.core.bandit import record_of
-from agent.core.decide import StartJob, TickRecord, Wait
+from agent.core.decide import StartJob, TickRecord, Wait, question_of
 from agent.core.model import Run, Vendor
 from agent.core.planning import Proposal, gpu_for, hours_wanted, price_of
 from agent.core.scoring import beliefs, expected_cost
@@ -28,7 +28,8 @@ def chosen(run: Run, record: TickRecord) -> Iterator[str]:
         yield from _candidates(run, record)
     yield from _wish(wish)
     if isinstance(action, StartJob):
-        hours = "" if action.max_hours == hours_wanted(run) else ", which is what the budget buys"
+        wanted = hours_wanted(run, question_of(run, record.facts, record.now).rest)
+        hours = "" if action.max_hours == wanted else ", which is what the budget buys"
         yield f"So {action.vendor_id} was asked for {action.max_hours} h of {action.gpu_type}{hours}."
     elif isinstance(action, Wait) and wish.action == "start_job":
         yield f"That wish was not followed ({action.message.lower()}: {action.reason})."
@@ -46,10 +47,11 @@ def _candidates(run: Run, record: TickRecord) -> Iterator[str]:
     one = len(able) == 1
     yield f"{'One vendor' if one else counted(len(able), 'vendor')} could have been chosen:"
     standings = [faded(one, record.now) for one in record.facts.standings]
+    question = question_of(run, record.facts, record.now)
     known = beliefs([record_of(vendor, gpu_type, standings) for vendor, gpu_type in able])
     for (vendor, gpu_type), belief in zip(able, known, strict=True):
         per_hour = price_of(vendor, gpu_type)
-        cost = expected_cost(belief.mean, float(price_atomic(per_hour, hours_wanted(run))))
+        cost = expected_cost(belief.mean, float(price_atomic(per_hour, hours_wanted(run, question.rest))))
         reckoned = to_decimal(round(cost), run.asset).quantize(Decimal("0.01"))
         here = next((one for one in standings if (one.vendor_id, one.gpu_type) == (vendor.vendor_id, gpu_type)), None)
         done = f"; {_jobs(here.completed, here.failed)}" if here is not None else "; no job of ours there yet"

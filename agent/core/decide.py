@@ -13,15 +13,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from agent.core.model import Job, Run, RunStatus, Standing, Vendor
-from agent.core.planning import Proposal, gpu_for, hours_wanted
+from agent.core import hedging, slots
+from agent.core.model import Checkpoint, Job, Run, RunStatus, Standing, Vendor
+from agent.core.planning import Proposal, Question, gpu_for, hours_wanted
+from agent.core.slots import Piece
 from agent.core.states import JOB_ENDS, OPEN_PAYMENTS
 from wire.money import HOURS_STEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a tick learned before it decided. `proposal` is None until the planner was asked."""
+    """
+    What a tick learned before it decided. `proposal` is None until the planner was asked.
+
+    `has_slots` is False in logs of before there were slots. `checkpoints` are those of `worth_reading`.
+    """
 
     attempts_max: int
     refund_wait_s: int
@@ -32,6 +38,8 @@ class Facts:
     vendors: tuple[Vendor, ...] = ()
     standings: tuple[Standing, ...] = ()
     proposal: Proposal | None = None
+    has_slots: bool = False
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +49,15 @@ class AskPlanner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartJob:
+    """`slot` is the piece of work, `resume` what it goes on from, `hedges` the job that it is to overtake."""
+
     vendor_id: str
     gpu_type: str
     max_hours: Decimal
     reason: str
+    slot: int | None = None
+    resume: Checkpoint | None = None
+    hedges: str | None = None
     kind: Literal["start_job"] = "start_job"
 
 
@@ -138,6 +151,35 @@ def stop_wanted(run: Run, cancel_requested_at: datetime | None, now: datetime) -
     return None
 
 
+def worth_reading(run: Run, now: datetime) -> tuple[Job, ...]:
+    """Return the jobs whose checkpoints count for the next decision."""
+    return slots.left_behind(run, slots.open_slots(run)) + hedging.doubtful(run, now)
+
+
+def question_of(run: Run, facts: Facts, now: datetime) -> Question:
+    """Return what a planner is asked where `facts` are known and AskPlanner was decided."""
+    piece = _next_piece(run, facts, now) or slots.WHOLE
+    suspects = hedging.suspects(run) if facts.has_slots else ()
+    return Question(
+        run=run,
+        vendors=facts.vendors,
+        standings=facts.standings,
+        now=now,
+        rest=piece.rest,
+        avoided=slots.avoided(run, piece.slot, suspects),
+    )
+
+
+def _next_piece(run: Run, facts: Facts, now: datetime) -> Piece | None:
+    """Return what a job is to be started for: work that nobody does, else a twin of a job that is late or silent."""
+    open_slots = slots.open_slots(run)
+    if open_slots and not facts.has_slots:
+        return slots.WHOLE
+    if open_slots:
+        return Piece(slot=open_slots[0], resume=slots.newest(run, open_slots[0], facts.checkpoints))
+    return hedging.wanted(run, facts.checkpoints, now) if facts.has_slots else None
+
+
 def _stop_jobs(run: Run, facts: Facts, now: datetime) -> Action | None:
     submitted = [job for job in active_jobs(run) if job.vendor_job_id is not None]
     if not submitted:
@@ -154,10 +196,24 @@ def _paid_until(job: Job) -> datetime:
     return (job.submitted_at or job.created_at) + timedelta(hours=float(job.hours))
 
 
+def _stop_losers(run: Run, facts: Facts, now: datetime) -> Action | None:
+    losers = [job for job in active_jobs(run) if job.vendor_job_id is not None and slots.lost_race(run, job)]
+    if not losers:
+        return None
+    won = [at for job in losers if (at := slots.winner_of(run, job.slot)) is not None]
+    return CancelJobs(reason=slots.HEDGE_LOST, job_ids=tuple(job.job_id for job in losers), since=min(won))
+
+
 def _resolve_payments(run: Run, facts: Facts, now: datetime) -> Action | None:
-    if any(payment.status in OPEN_PAYMENTS for payment in run.payments):
-        return Wait(reason="a payment's outcome is not known yet", message="Payment pending")
-    return None
+    unknown = {payment.job_id for payment in run.payments if payment.status in OPEN_PAYMENTS}
+    if not unknown:
+        return None
+    is_at_work = unknown <= {job.job_id for job in active_jobs(run)}
+    stopping = stop_wanted(run, facts.cancel_requested_at, now) or _attempts_spent(run, facts)
+    # What a job that goes on has cost does not keep the other pieces of work waiting.
+    if facts.has_slots and is_at_work and not stopping and _next_piece(run, facts, now) is not None:
+        return None
+    return Wait(reason="a payment's outcome is not known yet", message="Payment pending")
 
 
 def _await_refunds(run: Run, facts: Facts, now: datetime) -> Action | None:
@@ -173,7 +229,7 @@ def _await_artifacts(run: Run, facts: Facts, now: datetime) -> Action | None:
         return None
     completed = [job for job in run.jobs if job.status == "completed"]
     # `agent.artifacts` closes them within its bound, whatever the vendor does.
-    if len(completed) >= run.job.count and any(job.artifacts_closed_at is None for job in completed):
+    if slots.done_count(run) >= run.job.count and any(job.artifacts_closed_at is None for job in completed):
         return Wait(reason="the files of a completed job are being fetched", message="Fetching artifacts")
     return None
 
@@ -187,11 +243,10 @@ def _await_last_files(run: Run, facts: Facts, now: datetime) -> Action | None:
 
 
 def _end(run: Run, facts: Facts, now: datetime) -> Action | None:
-    done = sum(job.status == "completed" for job in run.jobs)
-    if done >= run.job.count:
-        return EndRun(status="completed")
     if active_jobs(run):
         return None
+    if slots.done_count(run) >= run.job.count:
+        return EndRun(status="completed")
     if stop := stop_wanted(run, facts.cancel_requested_at, now):
         return EndRun(status=stop[0], reason=stop[1])
     if _attempts_spent(run, facts):
@@ -201,13 +256,12 @@ def _end(run: Run, facts: Facts, now: datetime) -> Action | None:
 
 def _attempts_spent(run: Run, facts: Facts) -> bool:
     # A job that is cancelled and was not to be stopped was given up by its vendor, or was overdue: an attempt as well.
-    return sum(job.status in ("failed", "cancelled") for job in run.jobs) >= facts.attempts_max
+    return slots.spent_attempts(run) >= facts.attempts_max
 
 
 def _await_jobs(run: Run, facts: Facts, now: datetime) -> Action | None:
-    active, done = active_jobs(run), sum(job.status == "completed" for job in run.jobs)
     stopping = stop_wanted(run, facts.cancel_requested_at, now) or _attempts_spent(run, facts)
-    if active and (len(active) + done >= run.job.count or stopping):
+    if active_jobs(run) and (stopping or _next_piece(run, facts, now) is None):
         return Wait(reason="enough jobs are active", message="Job still running")
     return None
 
@@ -229,15 +283,26 @@ def _take_proposal(run: Run, facts: Facts, now: datetime) -> Action:
     vendor = next((vendor for vendor in facts.vendors if vendor.vendor_id == proposal.vendor_id), None)
     if vendor is None:
         return Wait(reason=f"the planner named {proposal.vendor_id}", message="Unknown vendor")
-    gpu_type = gpu_for(run, vendor)
-    hours = proposal.max_hours
-    if gpu_type is None or hours is None or not hours.is_finite() or hours < HOURS_STEP or hours > hours_wanted(run):
+    piece, question = _next_piece(run, facts, now) or slots.WHOLE, question_of(run, facts, now)
+    if vendor.vendor_id in question.avoided:
+        return Wait(reason=f"the planner named {vendor.vendor_id}, which has a job that is late or silent")
+    gpu_type, hours, hours_max = gpu_for(run, vendor), proposal.max_hours, hours_wanted(run, piece.rest)
+    if gpu_type is None or hours is None or not hours.is_finite() or hours < HOURS_STEP or hours > hours_max:
         return Wait(reason=f"the planner proposed {hours} h at {vendor.vendor_id}")
-    return StartJob(vendor_id=vendor.vendor_id, gpu_type=gpu_type, max_hours=hours, reason=proposal.reason)
+    return StartJob(
+        vendor_id=vendor.vendor_id,
+        gpu_type=gpu_type,
+        max_hours=hours,
+        reason=proposal.reason,
+        slot=piece.slot,
+        resume=piece.resume,
+        hedges=piece.hedges,
+    )
 
 
 _RULES: tuple[Callable[[Run, Facts, datetime], Action | None], ...] = (
     _stop_jobs,
+    _stop_losers,
     _resolve_payments,
     _await_refunds,
     _await_artifacts,

@@ -3,7 +3,7 @@ The agent's errors, split by whose fault it is.
 
     AgentError
     ├── Asked            the caller's: UnknownRun, UnknownArtifact, RunFinished, RunBusy, KeyConflict, BadSignature,
-    │                    CannotRevoke
+    │                    CannotRevoke, UploadRefused, UploadIncomplete, UploadTooLarge, JobOver
     ├── VendorError      the vendor's: VendorUnreachable (retryable), VendorGarbled, VendorRefused,
     │                    ForeignAddress, VendorUnpayable; ours in asking it: VendorDenied, NoVendorSecret
     ├── Unavailable      the world's, retryable: StoreUnavailable, ArtifactsUnavailable, ChainUnavailable, WalletError,
@@ -50,6 +50,28 @@ class CannotRevoke(Asked):
     code = "cannot_revoke"
 
 
+class UploadRefused(Asked):
+    """The token is of no job that may read or write this file."""
+
+    code = "upload_refused"
+
+
+class UploadIncomplete(Asked):
+    """The bytes that came are not those that were announced; nothing of them is kept."""
+
+    code = "upload_incomplete"
+
+
+class UploadTooLarge(Asked):
+    code = "body_too_large"
+
+
+class JobOver(Asked):
+    """The job ended too long ago to leave anything more."""
+
+    code = "job_ended"
+
+
 class RunBusy(Asked):
     code = "run_busy"
     retryable = True
@@ -76,9 +98,12 @@ class VendorUnpayable(VendorGarbled):
 
 
 class VendorRefused(VendorError):
-    def __init__(self, status: int, detail: str) -> None:
+    """`problem` is the code of its problem document, empty where it sent none."""
+
+    def __init__(self, status: int, detail: str, problem: str = "") -> None:
         super().__init__(detail)
         self.status = status
+        self.problem = problem
 
 
 class VendorDenied(VendorRefused):

@@ -144,13 +144,15 @@ class JobLogged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobObserved:
-    """A poll was answered: where the job is, and the cursor its log was read to."""
+    """A poll was answered: where the job is, the cursor its log was read to, the last step and its measurements."""
 
     at: datetime
     job_id: str
     status: Literal["submitted", "running"]
     progress: Decimal
     cursor: str | None
+    step: int | None = None
+    metrics: dict[str, Decimal] | None = None
     kind: Literal["job_observed"] = "job_observed"
 
 
@@ -175,6 +177,8 @@ class JobEnded:
     final_metrics: dict[str, Decimal] | None = None
     artifact_url: str | None = None
     error_message: str | None = None
+    step: int | None = None
+    metrics: dict[str, Decimal] | None = None
     kind: Literal["job_ended"] = "job_ended"
 
 

@@ -40,6 +40,11 @@ def misses(polls: str) -> int:
     return len(polls) - polls.count(".")
 
 
+def is_suspect(polls: str, missed_since: datetime | None) -> bool:
+    """Return whether the vendor is silent now, and has been often enough of late to be doubted."""
+    return missed_since is not None and misses(polls) >= SUSPECT_MISSES
+
+
 def verdict(polls: str, missed_since: datetime | None, now: datetime, limits: Limits) -> Verdict:
     """
     Return what the polls say.

@@ -12,11 +12,13 @@ from typing import Any
 from agent.core import events
 from agent.core.apply import apply, find_job, find_payment
 from agent.core.choice import chosen
+from agent.core.costs import began, shares
 from agent.core.decide import CancelJobs, TickRecord, tick_from
 from agent.core.events import Event, RunStarted, event_from
 from agent.core.model import Entry, Run
+from agent.core.slots import done_count
 from agent.core.states import OPEN_PAYMENTS, RUN_ENDS
-from agent.core.wording import clock, counted, lasted, money, reason, times
+from agent.core.wording import STOPPED, clock, counted, lasted, money, reason, times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +98,7 @@ def _tick(story: _Story, record: TickRecord) -> _Story:
     attempt = len(story.run.jobs) + 1
     story = story.tell(record.now, f"Choosing a vendor, attempt {attempt}", chosen(story.run, record))
     if isinstance(record.action, CancelJobs):
-        why = {"cancelled": "you cancelled the run", "deadline_passed": "its deadline had passed"}
-        said = why.get(record.action.reason, "it ran longer than was paid for")
+        said = STOPPED.get(record.action.reason, "it ran longer than was paid for")
         for job_id in record.action.job_ids:
             vendor_id = find_job(story.run, job_id).vendor_id
             story = story.tell(
@@ -129,7 +130,7 @@ def _quoted(story: _Story, event: events.JobQuoted) -> _Story:
     said = (
         f"{job.vendor_id} quoted {money(run, job.expected_cost_atomic)} for {job.hours} h of {job.gpu_type}{minutes}."
     )
-    return story.tell(event.at, f"Choosing a vendor, attempt {len(run.jobs)}", [said])
+    return story.tell(event.at, f"Choosing a vendor, attempt {len(run.jobs)}", [said, *began(run, job)])
 
 
 def _attempt_failed(story: _Story, event: events.AttemptFailed) -> _Story:
@@ -275,14 +276,14 @@ def _refund(story: _Story, event: events.RefundAnnounced | events.RefundSettled)
 
 def _run_ended(story: _Story, event: events.RunEnded) -> _Story:
     run = story.run
-    done, budget = sum(job.status == "completed" for job in run.jobs), run.budget
+    done, budget = done_count(run), run.budget
     why = f" {reason(run, f'{event.reason}: {event.detail}' if event.detail else event.reason)}" if event.reason else ""
     head = {
         "completed": f"The run completed: {done} of {run.job.count} wanted jobs are done.",
         "cancelled": "The run was cancelled, as you asked.",
     }.get(event.status, f"The run {event.status}.{why}")
     spent = f"It spent {money(run, budget.spent_atomic)} of {money(run, budget.total_atomic)}"
-    return story.tell(event.at, "The end", [head, f"{spent}, in {counted(len(run.jobs), 'attempt')}."])
+    return story.tell(event.at, "The end", [head, f"{spent}, in {counted(len(run.jobs), 'attempt')}.", *shares(run)])
 
 
 def _so_far(run: Run) -> Iterator[str]:

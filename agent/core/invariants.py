@@ -8,6 +8,8 @@ audit all ask here.
     I4  a fencing token only grows, and so does a run's log
     I5  what has ended stays ended
     I6  no money moved and no job was started without a payment that was stored before
+    I7  a job goes on from, or overtakes, one of the same run and piece of work; two at work on one piece are twins, and
+        of all that did it one counts
 
 Source: control-plane goals R1-R14; Lamport, "Proving the Correctness of Multiprocess Programs" (safety).
 """
@@ -18,10 +20,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.core.model import Payment, Run
+from agent.core.slots import done_count
 from agent.core.states import JOB_ENDS, JOB_MOVES, OPEN_PAYMENTS, PAID_PAYMENTS, PAYMENT_MOVES, RUN_ENDS, RUN_MOVES
 from wire.vendor import VendorJobStatus
 
-Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I6"]
+Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I6", "I7"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,9 @@ class VendorJob:
 
 
 def of_run(run: Run) -> list[Broken]:
-    """Return what is broken in `run` alone: I1, I2."""
-    return [Broken("I1", run.run_id, detail) for detail in _books(run)] + [
-        Broken("I2", run.run_id, detail) for detail in _once(run)
-    ]
+    """Return what is broken in `run` alone: I1, I2, I7."""
+    found: dict[Invariant, Iterable[str]] = {"I1": _books(run), "I2": _once(run), "I7": _pieces(run)}
+    return [Broken(invariant, run.run_id, detail) for invariant, details in found.items() for detail in details]
 
 
 def of_step(before: Run, after: Run, token_before: int, token_after: int) -> list[Broken]:
@@ -123,6 +125,27 @@ def _once(run: Run) -> Iterable[str]:
         for name, count in Counter(names).items():
             if count > 1:
                 yield f"{count} payments have the {what} {name}"
+
+
+def _pieces(run: Run) -> Iterable[str]:
+    jobs = {job.job_id: job for job in run.jobs}
+    for job in run.jobs:
+        for what, other_id in (("resumes", job.resumes), ("hedges", job.hedges)):
+            other = None if other_id is None else jobs.get(other_id)
+            if other_id is not None and (other is None or job.slot is None or other.slot != job.slot):
+                yield f"{job.job_id} of slot {job.slot} {what} {other_id} of slot {other and other.slot}"
+            if what == "resumes" and other is not None and other.status not in JOB_ENDS and job.hedges != other_id:
+                yield f"{job.job_id} resumes {other_id}, which goes on"
+        if job.resumes != (job.checkpoint and job.checkpoint.job_id):
+            yield f"{job.job_id} resumes {job.resumes}, its checkpoint is of another"
+    for slot in {job.slot for job in run.jobs if job.slot is not None}:
+        active = [job for job in run.jobs if job.slot == slot and job.status not in JOB_ENDS]
+        if len(active) > 2 or sum(job.hedges is None for job in active) > 1:
+            yield f"{', '.join(job.job_id for job in active)} work on slot {slot}"
+        if active and run.status in RUN_ENDS:
+            yield f"the run ended while {active[0].job_id} works on slot {slot}"
+    if run.status == "completed" and done_count(run) < run.job.count:
+        yield f"the run completed with {done_count(run)} of {run.job.count} pieces done"
 
 
 def _ends(before: Run, after: Run) -> Iterable[str]:

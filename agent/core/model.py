@@ -131,11 +131,31 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """
+    The newest whole checkpoint of `job_id` that the run's files hold: `step` of `steps` are done.
+
+    `model_hash` and `spec_hash` say what it fits (`wire.checkpoint`), `sha256` is of its manifest.
+    """
+
+    job_id: str
+    step: int
+    steps: int
+    bytes: int
+    model_hash: str
+    spec_hash: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """
     One rented execution. `cursor` is where its log was last read, `log_lines` how many lines of it are kept.
 
     `polls` has a mark for each of the last ones (`core.evidence`), `missed_since` is the first that failed in a row.
+    `slot` is which of the run's `count` pieces of work it does, None in runs of before there were slots. It went on
+    from `checkpoint`, which the job `resumes` left; `hedges` is the job that it is to overtake. `step` is the last one
+    that its vendor told of, `moves` whether the vendor said that the work can go on elsewhere.
     """
 
     job_id: str
@@ -164,6 +184,13 @@ class Job:
     artifacts: tuple[Artifact, ...] = ()
     artifact_misses: int = 0
     artifacts_closed_at: datetime | None = None
+    slot: int | None = None
+    resumes: str | None = None
+    hedges: str | None = None
+    checkpoint: Checkpoint | None = None
+    moves: bool | None = None
+    step: int | None = None
+    latest_metrics: dict[str, Decimal] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 from agent.core.apply import apply
 from agent.core.bandit import advise
-from agent.core.decide import Action, TickRecord, decide, tick_document, tick_from
+from agent.core.decide import Action, TickRecord, decide, question_of, tick_document, tick_from
 from agent.core.events import RunStarted, event_from
 from agent.core.log import broken_at
 from agent.core.model import Entry, LogHead, Run
-from agent.core.planning import Proposal, Question
+from agent.core.planning import Proposal
 from wire import decimal_json
 
 
@@ -82,7 +82,6 @@ def _wished_otherwise(run: Run, record: TickRecord) -> list[tuple[Proposal, Prop
     recorded = [replace(one, other=None) for one in (wish, wish and wish.other) if one and one.mode == "bandit"]
     if not recorded:
         return []
-    question = Question(run=run, vendors=facts.vendors, standings=facts.standings, now=record.now)
-    again = advise(question).proposal
+    again = advise(question_of(run, facts, record.now)).proposal
     # A log may be older than the time of a wait.
     return [(one, again) for one in recorded if one != (again if one.until else replace(again, until=None))]

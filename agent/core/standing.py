@@ -10,6 +10,7 @@ from decimal import Decimal
 from agent.core.decide import stop_wanted
 from agent.core.events import AttemptFailed, Event, JobEnded
 from agent.core.model import Job, Outcome, Run, Standing
+from agent.core.slots import lost_race
 from reputation import decay
 
 HALF_LIFE = timedelta(days=30)
@@ -78,8 +79,8 @@ def outcomes_of(run: Run, events: Iterable[Event]) -> tuple[Outcome, ...]:
     """
     Return what `events` of `run` (applied to it already) say of vendors.
 
-    A job that was to be stopped by our wish and did not complete says nothing, nor does an attempt that failed of
-    anything but VENDOR_FAULTS before the vendor had the job.
+    A job that was to be stopped by our wish and did not complete says nothing, nor does one whose work another had done
+    by then, nor an attempt that failed of anything but VENDOR_FAULTS before the vendor had the job.
     A cancelled job that nobody wished to stop was overdue, or the vendor gave it up.
     """
     jobs = {job.job_id: job for job in run.jobs}
@@ -89,7 +90,8 @@ def outcomes_of(run: Run, events: Iterable[Event]) -> tuple[Outcome, ...]:
             continue
         job = event.job if isinstance(event, AttemptFailed) else jobs[event.job_id]
         succeeded = job.status == "completed"
-        if not succeeded and (stop_wanted(run, run.cancel_requested_at, event.at) or not _is_vendors_fault(job)):
+        is_ours = stop_wanted(run, run.cancel_requested_at, event.at) or lost_race(run, job)
+        if not succeeded and (is_ours or not _is_vendors_fault(job)):
             continue
         found.append(Outcome(vendor_id=job.vendor_id, gpu_type=job.gpu_type, succeeded=succeeded, at=event.at))
     return tuple(found)

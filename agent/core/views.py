@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 from urllib.parse import urlencode
 
+from agent.core.costs import Cost, costs
 from agent.core.decide import Action, EndRun, StartJob
 from agent.core.model import Artifact, Entry, Job, JobSpec, Payment, Run
 from wire.control import (
     ActionDocument,
     ArtifactDocument,
+    CostDocument,
     JobDocument,
     JobRequest,
     ObservationDocument,
@@ -44,6 +46,19 @@ def run_document(run: Run) -> RunDocument:
         created_at=run.created_at,
         updated_at=run.updated_at,
         completed_at=run.completed_at,
+        costs=tuple(_cost_document(run, cost) for cost in costs(run)),
+    )
+
+
+def _cost_document(run: Run, cost: Cost) -> CostDocument:
+    return CostDocument(
+        slot=cost.job.slot,
+        job_id=cost.job.job_id,
+        vendor_id=cost.job.vendor_id,
+        paid=to_decimal(cost.payment.amount_atomic, run.asset),
+        refunded=to_decimal(cost.payment.refunded_atomic, run.asset) if cost.payment.refunded_atomic else Decimal(0),
+        step=cost.step,
+        to_step=cost.to_step,
     )
 
 
@@ -98,6 +113,10 @@ def _job_document(run: Run, job: Job) -> JobDocument:
         expected_cost=to_decimal(job.expected_cost_atomic, run.asset),
         expected_duration_minutes=job.expected_duration_minutes,
         actual_cost=None if cost is None else to_decimal(cost, run.asset),
+        slot=job.slot,
+        resumes=job.resumes,
+        hedges=job.hedges,
+        latest_metrics=job.latest_metrics,
         final_metrics=job.final_metrics,
         artifact_url=job.artifact_url,
         artifacts=tuple(_artifact_document(run, job, artifact) for artifact in job.artifacts),

@@ -11,6 +11,13 @@ from wire.problems import REFUSALS
 _ATOMIC = re.compile(r"(?<![\w:.])\d{4,}(?![\w.])")
 _SPEAKS_OF_MONEY = re.compile(r"over_|price_mismatch|wrong_|bad_timeout|unsupported_scheme")
 
+# Why a job is asked to stop; any other reason is that its hours are over.
+STOPPED = {
+    "cancelled": "you cancelled the run",
+    "deadline_passed": "its deadline had passed",
+    "hedge_lost": "another had done its work",
+}
+
 
 def money(run: Run, atomic: int) -> str:
     """Return an amount of the run's asset: 1.4 USDC."""

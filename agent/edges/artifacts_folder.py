@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.core.errors import ArtifactsUnavailable, UnknownArtifact
+from agent.ports import Usage
 from wire.file_name import to_file_name
 
 CHUNK_BYTES = 256 * 1024
@@ -53,6 +54,18 @@ class FolderArtifacts:
             except FileNotFoundError:
                 return None
 
+    async def remove(self, run_id: str, job_id: str, name: str) -> bool:
+        with _translated():
+            try:
+                await asyncio.to_thread(self._path(run_id, job_id, name).unlink)
+            except FileNotFoundError:
+                return False
+        return True
+
+    async def usage(self, run_id: str, job_id: str) -> Usage:
+        with _translated():
+            return await asyncio.to_thread(_usage, self._path(run_id, job_id, "any").parent)
+
     async def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         with _translated():
             try:
@@ -87,6 +100,15 @@ class FolderArtifacts:
         descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
         os.close(descriptor)
         return open(temporary, "wb")
+
+
+def _usage(folder: Path) -> Usage:
+    try:
+        # No kept file begins with a dot.
+        sizes = [file.stat().st_size for file in os.scandir(folder) if not file.name.startswith(".")]
+    except FileNotFoundError:
+        return Usage(0, 0)
+    return Usage(len(sizes), sum(sizes))
 
 
 def _finish(file: BinaryIO, path: Path) -> None:

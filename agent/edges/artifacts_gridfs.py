@@ -18,6 +18,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import PyMongoError
 
 from agent.core.errors import ArtifactsUnavailable, UnknownArtifact
+from agent.ports import Usage
 from storage import mongo
 from storage.errors import StorageError
 from wire.file_name import to_file_name
@@ -60,6 +61,26 @@ class GridFsArtifacts:
         with _translated():
             found = await self._find(_path(run_id, job_id, name))
         return None if found is None else int(found["bytes"])
+
+    async def remove(self, run_id: str, job_id: str, name: str) -> bool:
+        with _translated():
+            path = _path(run_id, job_id, name)
+            # Uploads under way stay entered: theirs is the last word.
+            before = await (await self._current()).find_one_and_update({"_id": path}, {"$unset": {"file": True}})
+            if before is None or "file" not in before:
+                return False
+            with suppress(NoFile):
+                await (await self._bucket()).delete(before["file"]["file_id"])
+        return True
+
+    async def usage(self, run_id: str, job_id: str) -> Usage:
+        job = _path(run_id, job_id)
+        found = {"_id": {"$gte": f"{job}/", "$lt": f"{job}0"}, "file": {"$exists": True}}
+        summed = {"_id": None, "files": {"$sum": 1}, "bytes": {"$sum": "$file.bytes"}}
+        with _translated():
+            cursor = await (await self._current()).aggregate([{"$match": found}, {"$group": summed}])
+            rows = [row async for row in cursor]
+        return Usage(int(rows[0]["files"]), int(rows[0]["bytes"])) if rows else Usage(0, 0)
 
     async def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         with _translated():

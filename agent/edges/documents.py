@@ -42,8 +42,8 @@ _NAMES: dict[tuple[type, str], str] = {
 # Kept in collections of their own, or written by verbs of their own (`request_cancel`, `release`).
 _NOT_IN_RUN = ("jobs", "payments", "cancel_requested_at", "next_tick_at")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
-_FREE_FORM = frozenset({"params", "env", "job_params", "final_metrics", "data"})
-_DECIMAL = frozenset({"final_metrics"})
+_FREE_FORM = frozenset({"params", "env", "job_params", "final_metrics", "latest_metrics", "data"})
+_DECIMAL = frozenset({"final_metrics", "latest_metrics"})
 
 
 def encode(model: Run | Job | Payment | Vendor | Entry | Standing | Notice) -> Document:

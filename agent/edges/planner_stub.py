@@ -7,4 +7,4 @@ class StubPlanner:
     mode = "stub"
 
     async def propose(self, question: Question) -> Proposal:
-        return first_vendor(question.run, question.vendors)
+        return first_vendor(question.run, question.vendors, question.rest, question.avoided)

@@ -217,7 +217,8 @@ def _refuse_failure(reply: HttpReply) -> None:
     if reply.status >= 500:
         raise VendorUnreachable(_detail(reply))
     if reply.status >= 300 and reply.status != 402:
-        raise (VendorDenied if reply.status in DENIED else VendorRefused)(reply.status, _detail(reply))
+        refused = VendorDenied if reply.status in DENIED else VendorRefused
+        raise refused(reply.status, _detail(reply), _code(reply))
 
 
 def _asks(reply: HttpReply) -> tuple[Challenge, ...]:
@@ -225,6 +226,13 @@ def _asks(reply: HttpReply) -> tuple[Challenge, ...]:
         return read_challenges(reply.headers, reply.content) if reply.status == 402 else ()
     except VendorError:
         return ()
+
+
+def _code(reply: HttpReply) -> str:
+    try:
+        return ProblemDocument.from_json(reply.content).code
+    except ValueError:
+        return ""
 
 
 def _detail(reply: HttpReply) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 
 from agent import purchase
 from agent.ports import Agent
-from vendor_mock.shop import Shop
+from vendor_mock.shop import MockShop
 
 
 @dataclass(frozen=True, slots=True)
 class Plant:
     spoil_agent: Callable[[Agent], Agent] = lambda agent: agent
-    spoil_shop: Callable[[Shop], None] = lambda shop: None
+    spoil_shop: Callable[[MockShop], None] = lambda shop: None
 
 
 class _Spoiled:
@@ -60,7 +60,7 @@ def _calls_unknown_failed(agent: Agent) -> Agent:
     return replace(agent, chain=spoiled)
 
 
-def _starts_anew(shop: Shop) -> None:
+def _starts_anew(shop: MockShop) -> None:
     """A job that is started anew each time its payment is seen."""
     start_job = shop.store.start_job
 
@@ -74,7 +74,7 @@ def _starts_anew(shop: Shop) -> None:
     shop.store = spoiled
 
 
-def _refunds_unstored(shop: Shop) -> None:
+def _refunds_unstored(shop: MockShop) -> None:
     """A refund that is broadcast and was never stored as signed."""
     desk = shop.cashier.desk
 

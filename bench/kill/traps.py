@@ -9,7 +9,7 @@ from typing import Any
 from agent.ports import Agent, Busy, Claim, Store
 from bench.kill.points import Point
 from bench.ports import Call, Moment, Watched
-from vendor_mock.shop import Shop
+from vendor_mock.shop import MockShop
 
 
 class Trap:
@@ -53,7 +53,7 @@ def trapped_agent(agent: Agent, trap: Trap) -> Agent:
     return replace(agent, **{trap.point.port: port})
 
 
-def trap_shop(shop: Shop, trap: Trap) -> None:
+def trap_shop(shop: MockShop, trap: Trap) -> None:
     """Put the trap in front of the port of `shop` or of its cashier that it is for."""
     desk, port = shop.cashier.desk, trap.point.port
     if port == "shop":

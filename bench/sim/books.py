@@ -1,11 +1,14 @@
 """What a simulated vendor keeps: orders, jobs and refunds. All of it follows from its clock and its lies."""
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal, Protocol
 
 from agent.core.invariants import VendorJob
+from agent.core.model import GpuPrice, Vendor
 from bench.sim.chain import Transfer
 from bench.sim.clock import at
+from wire.money import BASE_SEPOLIA_USDC
 from wire.vendor import JobFound, VendorJobStatus
 from wire.x402 import Authorization
 
@@ -15,12 +18,19 @@ START_S = 2.0
 LINE_S = 4.0
 # The longest that a job without a fault goes on.
 WORK_S_MAX = 30.0
+# How many steps the work of every job has, and how often one is kept.
+STEPS = 20
+CHECKPOINT_STEPS = 5
 ENDS: dict[str | None, End] = {"job_failed": "failed", "job_cancelled_by_vendor": "cancelled"}
 
 
 @dataclass
 class Job:
-    """One job in a vendor's books, by the world's clock. `fault` is what goes wrong with it."""
+    """
+    One job in a vendor's books, by the world's clock. `fault` is what goes wrong with it.
+
+    It goes on from step `begun`; `cost_atomic` is what it comes to when it is done.
+    """
 
     vendor_job_id: str
     payment_id: str
@@ -33,6 +43,8 @@ class Job:
     refund: "Promise | None" = None
     cancels_asked: int = 0
     has_shown: bool = False
+    begun: int = 0
+    cost_atomic: int = 0
 
     @property
     def end(self) -> End:
@@ -51,6 +63,11 @@ class Job:
     def lines(self, now_s: float) -> int:
         """Return how many lines its log has."""
         return int((min(now_s, self.ended_s()) - self.began_s) / LINE_S) + 1
+
+    def step(self, now_s: float) -> int:
+        """Return how many steps of the work are done."""
+        share = (min(now_s, self.ended_s()) - self.began_s) / max(self.ends_s - self.began_s, 1e-9)
+        return self.begun + int(min(max(share, 0.0), 1.0) * (STEPS - self.begun))
 
     def is_live(self, now_s: float) -> bool:
         return self.status(now_s) in ("submitted", "running")
@@ -101,12 +118,16 @@ class Order:
 
 @dataclass
 class Seller:
-    """One vendor. `asked` are the amounts that its 402s asked for, by payment id."""
+    """
+    One vendor. `asked` are the amounts that its 402s asked for, by payment id; `by_use` gives back what was not used.
+    """
 
     vendor_id: str
     pay_to: str
     per_hour_atomic: int
     dialect: Literal["x402-v2", "x402-v1"] = "x402-v2"
+    by_use: bool = False
+    is_slow: bool = False
     away_until_s: float = 0.0
     asked: dict[str, set[int]] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
@@ -129,3 +150,21 @@ class Looker(Protocol):
 
     def settled(self, transfer: Transfer) -> None: ...
     def job_began(self, seller: Seller, job: Job) -> None: ...
+
+
+def registered(seller: Seller) -> Vendor:
+    """Return `seller` as the agent has it in its register."""
+    return Vendor(
+        vendor_id=seller.vendor_id,
+        name=seller.vendor_id,
+        endpoint="http://vendor.invalid",
+        pay_to=seller.pay_to,
+        asset=BASE_SEPOLIA_USDC.address,
+        network=BASE_SEPOLIA_USDC.network,
+        base_price_per_hour_atomic=seller.per_hour_atomic,
+        reliability_score=Decimal("0.9"),
+        supported_gpu_types=("A10",),
+        created_at=at(0),
+        updated_at=at(0),
+        prices=(GpuPrice(gpu_type="A10", per_hour_atomic=seller.per_hour_atomic),),
+    )

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from agent.core.costs import costs
 from agent.core.invariants import Broken, Settlement, of_run, of_step, of_world
 from agent.core.limits import Limits
 from agent.core.model import Entry, LogHead, Payment, Run, Vendor
 from agent.core.policy import CHEQUE_S_MAX, OVERPRICE_PERCENT_MAX, SpendingPolicy, once
+from agent.core.slots import lost_race
 from agent.core.states import JOB_ENDS, OPEN_PAYMENTS, RUN_ENDS
 from bench.books import Moved, unlike_holds, unlike_log, wanted_holds
 from bench.sim.books import Job, Seller
@@ -70,10 +72,27 @@ class Checks:
                 self.found([Broken("I5", after.run_id, detail) for detail in self._hasty(after, entry)])
             elif entry.data.get("kind") == "job_observed":
                 self.missed_s.pop(_vendor_job(after, entry), None)
+        self._count(after, entries)
         if after.status in RUN_ENDS and before.status not in RUN_ENDS:
             self.found([Broken("I3", after.run_id, detail) for detail in self._left_working(after)])
         if self.store.holds:
             self.found([Broken("I1", after.run_id, detail) for detail in self._over_cap()])
+
+    def _count(self, run: Run, entries: Sequence[Entry]) -> None:
+        """Count what a run did about lost and late work."""
+        count, jobs = self.vendors.faults.count, {job.job_id: job for job in run.jobs}
+        for entry in entries:
+            kind, job = entry.data.get("kind"), jobs.get(entry.job_id or "")
+            if kind == "job_submitted" and job is not None:
+                for effect, other in (("job_resumed", job.resumes), ("job_hedged", job.hedges)):
+                    if other is not None:
+                        count(effect)
+            elif kind == "job_ended" and job is not None and lost_race(run, job):
+                count("hedge_lost")
+            elif kind == "refund_settled":
+                paid = next(paid for paid in run.payments if paid.payment_id == entry.data["payment_id"])
+                if jobs[paid.job_id].status == "completed":
+                    count("job_by_use")
 
     def settled(self, transfer: Transfer) -> None:
         """The chain moved money by a cheque."""
@@ -97,6 +116,8 @@ class Checks:
         for run in runs:
             if run.status not in RUN_ENDS:
                 self.found([Broken("I5", run.run_id, f"the run never ended: {run.status}, {run.phase}")])
+            if sum(cost.spent_atomic for cost in costs(run)) != run.budget.spent_atomic:
+                self.found([Broken("I1", run.run_id, "what its jobs cost is not what it spent")])
             if run.budget.reserved_atomic:
                 self.found([Broken("I1", run.run_id, f"{run.budget.reserved_atomic} is reserved at rest")])
         self.found([Broken("I1", "", detail) for detail in self._unlike_chain(runs, settlements)])
@@ -132,8 +153,14 @@ class Checks:
             yield f"{paid.payment_id} is of {paid.amount_atomic}, quoted {job and job.expected_cost_atomic}"
         if paid.valid_before_s - int(paid.created_at.timestamp()) > CHEQUE_S_MAX:
             yield f"{paid.payment_id} may be cashed until {paid.valid_before_s}"
-        if sum(one.status in OPEN_PAYMENTS for one in run.payments) > 1:
-            yield f"{paid.payment_id} was promised while another payment was not known"
+        jobs = {one.job_id: one for one in run.jobs}
+        for other in run.payments:
+            if other.status not in OPEN_PAYMENTS or other.payment_id == paid.payment_id:
+                continue
+            # The pieces of work of one run are paid for beside each other, none twice.
+            doing = jobs[other.job_id]
+            if doing.status in JOB_ENDS or job is None or doing.slot == job.slot:
+                yield f"{paid.payment_id} was promised while another payment was not known"
 
     def _hasty(self, run: Run, entry: Entry) -> Iterator[str]:
         """Yield where a job was called lost against the evidence."""

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from agent.core.errors import ArtifactsUnavailable
 from agent.core.planning import Proposal, Question
-from agent.ports import Planner
+from agent.ports import Planner, Usage
 from bench.sim.ports import Process
+from bench.sim.training import Files
 
 
 class Signer:
@@ -32,11 +33,22 @@ class Believed:
         return True
 
 
-class Shelf:
-    """Where files are kept: nowhere, now and then not even there."""
+class Tokens:
+    """Who asks at the files' door is not looked at in this world: its vendors push past it."""
 
-    def __init__(self, process: Process) -> None:
+    def token(self, vendor_id: str, run_id: str, job_id: str) -> str:
+        return hashlib.sha256(f"{run_id} {job_id}".encode()).hexdigest()
+
+    def is_token(self, vendor_id: str, run_id: str, job_id: str, token: str) -> bool:
+        return token == self.token(vendor_id, run_id, job_id)
+
+
+class Shelf:
+    """Where files are kept: what jobs pushed is there, what is fetched goes nowhere, now and then not even there."""
+
+    def __init__(self, process: Process, files: Files) -> None:
         self._process = process
+        self._files = files
 
     async def put(self, run_id: str, job_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
         async for _ in chunks:
@@ -45,10 +57,20 @@ class Shelf:
             raise ArtifactsUnavailable("the disk is full")
 
     async def size(self, run_id: str, job_id: str, name: str) -> int | None:
-        return None
+        if self._process.faults.hit("files_away"):
+            raise ArtifactsUnavailable("the disk is away")
+        content = self._files.kept.get((run_id, job_id, name))
+        return None if content is None else len(content)
 
     async def open(self, run_id: str, job_id: str, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
-        yield b""
+        yield self._files.kept[run_id, job_id, name]
+
+    async def remove(self, run_id: str, job_id: str, name: str) -> bool:
+        return self._files.kept.pop((run_id, job_id, name), None) is not None
+
+    async def usage(self, run_id: str, job_id: str) -> Usage:
+        sizes = [len(content) for (run, job, _), content in self._files.kept.items() if (run, job) == (run_id, job_id)]
+        return Usage(len(sizes), sum(sizes))
 
     async def close(self) -> None:
         """Nothing is open."""

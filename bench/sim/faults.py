@@ -52,6 +52,7 @@ PER_MILLE: Mapping[str, float] = {
     "job_failed": 150,
     "job_cancelled_by_vendor": 60,
     "job_without_end": 40,
+    "job_slow": 60,
     "status_garbled": 15,
     "status_of_another_job": 12,
     "status_backwards": 20,
@@ -67,6 +68,9 @@ PER_MILLE: Mapping[str, float] = {
     "clock_jumped": 15,
     # Of every wish and every errand.
     "planner_strays": 80,
+    # Of every quote that is to go on from a checkpoint, and of every look for one.
+    "checkpoint_refused": 100,
+    "files_away": 10,
     "cancel_asked": 12,
     "start_repeated": 150,
     "called_back": 40,
@@ -76,21 +80,30 @@ PER_MILLE: Mapping[str, float] = {
 }
 
 # What follows from others and is counted where it shows.
-EFFECTS = ("stale_save", "cheque_repeated", "orphan_cancelled")
+EFFECTS = ("stale_save", "cheque_repeated", "orphan_cancelled", "job_resumed", "job_hedged", "hedge_lost", "job_by_use")
+
+
+# In calm worlds: what makes work late and the late go on, as often as anywhere, and all else seldom.
+LATE = frozenset({"job_slow", "job_without_end", "cancel_ignored"})
+CALM = 0.1
 
 
 class Faults:
-    """Draws faults from one source of chance; `quiet` ends them."""
+    """Draws faults from one source of chance; `quiet` ends them, `calm` leaves few but those that make work late."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
         self.quiet = False
+        self.calm = False
         self.happened: Counter[str] = Counter()
 
     def draw(self, name: str) -> bool:
         """Return whether `name` is to happen now; who is told so and makes it happen calls `count`."""
         # Drawn even when it is quiet: one number each, whatever comes of it.
-        return self.chance.random() * 1000 < PER_MILLE[name] and not self.quiet
+        return self.chance.random() * 1000 < self._per_mille(name) and not self.quiet
+
+    def _per_mille(self, name: str) -> float:
+        return PER_MILLE[name] * (CALM if self.calm and name not in LATE else 1)
 
     def hit(self, name: str) -> bool:
         """Return whether `name` happens now, and count it: of what acts whenever it is drawn."""
@@ -108,7 +121,7 @@ class Faults:
         if self.quiet:
             return None
         for name in names:
-            left -= PER_MILLE[name]
+            left -= self._per_mille(name)
             if left < 0:
                 return name
         return None

@@ -1,5 +1,5 @@
 """
-Twelve bugs that have been made elsewhere, each built into the agent or its store on demand: what the checks are worth.
+Fifteen bugs that have been made elsewhere, each built into the agent or its store on demand: what the checks are worth.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import agent.core.decide
+import agent.core.hedging
+import agent.core.slots
 import agent.observe
 import agent.purchase
 import agent.recover
@@ -18,13 +20,17 @@ import agent.tick
 from agent.core.apply import find_job, find_payment
 from agent.core.decide import CancelJobs
 from agent.core.events import Event, JobEnded, PaymentReserved, PaymentVoided, RefundSettled
-from agent.core.model import Job, Payment, Vendor
+from agent.core.model import Checkpoint, Job, Payment, Run, Vendor
 from agent.core.policy import Hold, SpendingPolicy, holds_for
+from agent.core.states import JOB_ENDS
 from agent.turn import Turn
 from bench.sim.store import MemoryStore
 
 _SEND = agent.purchase.send
 _SAVE = Turn.save
+_ACTIVE = agent.core.decide.active_jobs
+_OPEN_SLOTS = agent.core.slots.open_slots
+_WITHOUT_LOSERS = tuple(rule for rule in agent.core.decide._RULES if rule is not agent.core.decide._stop_losers)
 _WITHOUT_OPEN = tuple(rule for rule in agent.core.decide._RULES if rule is not agent.core.decide._resolve_payments)
 
 
@@ -101,6 +107,24 @@ def _first_offer(policy: SpendingPolicy, vendor: Vendor, quote_atomic: int, chal
     return challenges[0], challenges[0].required.accepts[0]
 
 
+def _active_of_open(run: Run) -> tuple[Job, ...]:
+    return tuple(job for job in _ACTIVE(run) if not agent.core.slots.lost_race(run, job))
+
+
+def _newest_of_all(run: Run, slot: int, checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    return max(checkpoints, key=lambda one: (one.step, one.job_id), default=None)
+
+
+def _done_twice(run: Run) -> int:
+    ended = (job for job in run.jobs if job.status in JOB_ENDS)
+    return sum(job.status == "completed" or agent.core.slots.lost_race(run, job) for job in ended)
+
+
+def _open_by_jobs(run: Run) -> tuple[int, ...]:
+    left = run.job.count - len(_ACTIVE(run)) - _done_twice(run)
+    return _OPEN_SLOTS(run)[: max(0, left)]
+
+
 def _drop_entries(self: MemoryStore, token: int, run: Any, entries: Sequence[Any] = (), **named: Any) -> Any:
     return _STORED(self, token, run, entries[1:] if len(entries) > 2 else entries, **named)
 
@@ -142,6 +166,18 @@ PLANTS: Mapping[int, tuple[str, tuple[Patch, ...]]] = {
     10: ("one poll without an answer fails the job", ((agent.observe, "_missed", _fail_missed),)),
     11: ("a job is cancelled in the books, and its vendor not told", ((agent.tick, "cancel_jobs", _cancel_in_books),)),
     12: ("a 402 is paid whatever it asks, to whomever", ((agent.purchase, "choose_challenge", _first_offer),)),
+    13: (
+        "a job that lost its race is not stopped",
+        ((agent.core.decide, "_RULES", _WITHOUT_LOSERS), (agent.core.decide, "active_jobs", _active_of_open)),
+    ),
+    14: (
+        "a job goes on from the checkpoint of another piece of work",
+        ((agent.core.slots, "newest", _newest_of_all), (agent.core.hedging, "newest", _newest_of_all)),
+    ),
+    15: (
+        "a piece of work that two jobs did counts twice",
+        ((agent.core.slots, "done_count", _done_twice), (agent.core.slots, "open_slots", _open_by_jobs)),
+    ),
 }
 
 

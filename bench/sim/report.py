@@ -110,8 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and one line of JSON; return the exit code."""
     reader = argparse.ArgumentParser(prog="livery sim", description="The agent in simulated worlds, from one seed.")
     reader.add_argument("--ticks", type=int, default=TICKS, help=f"end after so many (default {TICKS})")
-    reader.add_argument("--plant", type=int, choices=PLANTS, metavar="1..12", help="build in a bug that is to be found")
-    reader.add_argument("--plants", action="store_true", help=f"build in each of the twelve, on {PLANT_SEEDS} seeds")
+    reader.add_argument(
+        "--plant", type=int, choices=PLANTS, metavar=f"1..{len(PLANTS)}", help="build in a bug that is to be found"
+    )
+    reader.add_argument("--plants", action="store_true", help=f"build in each of them, on {PLANT_SEEDS} seeds")
     reader.add_argument("--world", type=int, help="only this world of the seed")
     reader.add_argument("--jobs", type=int, default=1, help="operating system processes (default 1)")
     reader.add_argument("--json", action="store_true", help="print the line of JSON alone")

@@ -15,20 +15,24 @@ from agent.core.dialects import Challenge
 from agent.core.errors import VendorGarbled, VendorRefused
 from agent.core.model import Dialect, Vendor
 from agent.ports import Declined, Submitted, Unsettled
-from bench.sim.books import WORK_S_MAX, Job, Looker, Order, Promise, Seller
+from bench.sim.books import CHECKPOINT_STEPS, START_S, STEPS, WORK_S_MAX, Job, Looker, Order, Seller
 from bench.sim.chain import BLOCK_S, MemoryChain
 from bench.sim.faults import Faults
+from bench.sim.refunds import refund_of
+from bench.sim.training import Files, index_of, manifest_of
 from wire.money import Asset, price_atomic, to_decimal
 from wire.vendor import (
     Artifact,
     ArtifactsReply,
+    FilesGrant,
     JobFound,
     JobStatus,
+    MetricPoint,
     OffersReply,
     Quote,
     QuoteRequest,
-    Refund,
     SubmitReply,
+    SubmitRequest,
 )
 from wire.x402 import Authorization, PaymentRequired, PaymentRequirements, declare_payment_identifier
 
@@ -49,7 +53,6 @@ PLANS = (
 )
 # Of these an order's first answer is the act; the others act when money moves, or does not any more.
 SAID = ("never_settled", "wrong_transaction", "job_sold_twice")
-REFUNDS = ("refund_late", "refund_never_sent", "refund_of_another", "refund_too_small")
 
 
 class Vendors:
@@ -66,6 +69,7 @@ class Vendors:
         chain: MemoryChain,
         asset: Asset,
         faults: Faults,
+        files: Files,
         clock_s: Callable[[], float],
         later: Callable[[float, Callable[[], None]], object],
     ) -> None:
@@ -74,6 +78,7 @@ class Vendors:
         self._chain = chain
         self._asset = asset
         self.faults = faults
+        self._files = files
         self.clock_s = clock_s
         self._later = later
 
@@ -81,6 +86,8 @@ class Vendors:
         return OffersReply(vendor_id=vendor.vendor_id, name=vendor.name, offers=())
 
     def quote(self, vendor: Vendor, request: QuoteRequest) -> Quote:
+        if request.resume is not None and self.faults.hit("checkpoint_refused"):
+            raise VendorRefused(409, "409 it is of another model", "checkpoint_mismatch")
         cost = price_atomic(self.sellers[vendor.vendor_id].per_hour_atomic, request.max_hours)
         if self.faults.hit("quote_raised"):
             cost = cost * self.faults.chance.choice((1005, 1500)) // 1000
@@ -237,18 +244,41 @@ class Vendors:
 
     def _serve(self, seller: Seller, order: Order) -> None:
         chance, now_s = self.faults.chance, self.clock_s()
-        fault = self.faults.one_of(("job_failed", "job_cancelled_by_vendor", "job_without_end"))
+        fault = self.faults.one_of(("job_failed", "job_cancelled_by_vendor", "job_without_end", "job_slow"))
+        if fault is None and seller.is_slow:
+            fault = "job_slow"
+        request, amount_atomic = SubmitRequest.from_json(order.request), int(order.cheque.value)
+        begun = 0
+        if request.resume is not None:
+            # What is no longer there is a checkpoint that does not fit.
+            fault, begun = (fault, request.resume.step) if self._files.holds(request.resume) else ("job_failed", 0)
+        whole_s = {"job_without_end": 3_600.0, "job_slow": chance.uniform(3, 9) * WORK_S_MAX}
+        work_s = whole_s.get(fault or "", chance.uniform(3, WORK_S_MAX)) * (1 - begun / STEPS)
         order.job = Job(
             vendor_job_id=f"{seller.vendor_id}-{len(seller.jobs) + 1}",
             payment_id=order.payment_id,
-            amount_atomic=int(order.cheque.value),
+            amount_atomic=amount_atomic,
             began_s=now_s,
-            ends_s=now_s + (3_600 if fault == "job_without_end" else chance.uniform(3, WORK_S_MAX)),
+            ends_s=now_s + max(work_s, START_S),
             fault=fault,
+            begun=begun,
+            cost_atomic=amount_atomic * chance.choice((60, 100)) // 100 if seller.by_use else amount_atomic,
         )
         seller.jobs[order.job.vendor_job_id] = order.job
         if self.looker is not None:
             self.looker.job_began(seller, order.job)
+        if request.files is not None:
+            self._push(order.job, request.files, request)
+
+    def _push(self, job: Job, grant: FilesGrant, request: SubmitRequest) -> None:
+        """Leave a checkpoint every few steps, as long as the job is at work; then look again."""
+        step, now_s = job.step(self.clock_s()), self.clock_s()
+        if not job.is_live(now_s):
+            return
+        kept = step - step % CHECKPOINT_STEPS
+        if kept > job.begun:
+            self._files.push(grant, manifest_of(job, kept, index_of(request)))
+        self._later(max(1.0, (job.ends_s - job.began_s) / STEPS), lambda: self._push(job, grant, request))
 
     def _answer(self, order: Order) -> Submitted | Unsettled | Declined:
         if order.plan in SAID:
@@ -270,51 +300,17 @@ class Vendors:
         if job.fault is not None and job.shows_fault(now_s):
             self.faults.count(job.fault)
         since = int(cursor) if cursor is not None else 0
-        spent_s = min(now_s, job.ended_s()) - job.began_s
+        seller, step = self.sellers[vendor.vendor_id], job.step(now_s)
+        order = seller.orders[job.payment_id]
+        is_over = status in ("completed", "failed", "cancelled")
         return JobStatus(
             vendor_job_id=job.vendor_job_id,
             status=status,
-            progress=Decimal(1) if status == "completed" else Decimal(min(99, int(spent_s))) / 100,
+            progress=Decimal(1) if status == "completed" else Decimal(step) / STEPS,
             logs=tuple(f"step {number}" for number in range(since, lines)),
+            metrics=(MetricPoint(step=step, values={"loss": Decimal(STEPS - step)}),),
             cursor=str(lines),
-            cost_so_far=to_decimal(job.amount_atomic, self._asset),
+            cost_so_far=to_decimal(job.cost_atomic if status == "completed" else job.amount_atomic, self._asset),
             error_message="out of memory" if status == "failed" else None,
-            refund=self._refund(vendor, job) if status in ("failed", "cancelled") else None,
+            refund=refund_of(self._chain, self.faults, self._asset, seller, job, order) if is_over else None,
         )
-
-    def _refund(self, vendor: Vendor, job: Job) -> Refund | None:
-        """Return what is said of the refund, which is sent, or not, when it is first told."""
-        seller = self.sellers[vendor.vendor_id]
-        order = seller.orders[job.payment_id]
-        if order.transfer is None:
-            return None
-        if job.refund is None:
-            job.refund = self._promise(seller, job, order.cheque.from_)
-        promise = job.refund
-        return Refund(
-            amount=to_decimal(promise.amount_atomic, self._asset),
-            asset=self._asset.address,
-            network=self._asset.network,
-            transaction=promise.transaction,
-        )
-
-    def _promise(self, seller: Seller, job: Job, payer: str) -> Promise:
-        amount = max(2, job.amount_atomic * self.faults.chance.choice((50, 100)) // 100)
-        others = [one.refund for one in seller.jobs.values() if one.refund is not None and one.refund.transfer]
-        plans = REFUNDS if others else tuple(plan for plan in REFUNDS if plan != "refund_of_another")
-        plan = self.faults.one_of(plans)
-        if plan is not None:
-            self.faults.count(plan)
-        if plan == "refund_never_sent":
-            return Promise(amount, "0x" + f"{self.faults.chance.getrandbits(256):064x}", None)
-        if plan == "refund_of_another":
-            other = self.faults.chance.choice(others)
-            return Promise(min(other.amount_atomic, job.amount_atomic), other.transaction, None)
-        if plan == "refund_too_small":
-            sent = self._chain.pay(seller.pay_to, payer, amount - 1)
-            sent.known = False
-            return Promise(amount, sent.transaction, None)
-        sent = self._chain.pay(seller.pay_to, payer, amount)
-        if plan == "refund_late":
-            sent.block += int(self.faults.chance.uniform(100, 5_000)) // BLOCK_S
-        return Promise(amount, sent.transaction, sent)

@@ -19,7 +19,6 @@ from agent.cancel import cancel
 from agent.core.errors import AgentError, Bug, RunBusy
 from agent.core.invariants import Broken
 from agent.core.limits import Limits
-from agent.core.model import GpuPrice, Vendor
 from agent.core.policy import SpendingPolicy
 from agent.core.states import RUN_ENDS
 from agent.edges.planner_bandit import BanditPlanner
@@ -29,15 +28,16 @@ from agent.release import release
 from agent.start import start
 from agent.sweep import sweep
 from agent.tick import Ticked, tick
-from bench.sim.books import Seller
+from bench.sim.books import Seller, registered
 from bench.sim.chain import MemoryChain
 from bench.sim.checks import Checks
 from bench.sim.clock import at
-from bench.sim.errands import Astray, Believed, Shelf, Signer
+from bench.sim.errands import Astray, Believed, Shelf, Signer, Tokens
 from bench.sim.faults import Faults
 from bench.sim.ports import ChainPort, Killed, Process, RevokerPort, StorePort, VendorPort, WalletPort
 from bench.sim.store import MemoryStore
 from bench.sim.told import TOLD
+from bench.sim.training import Files
 from bench.sim.vendors import Vendors
 from wire.control import JobRequest, StartRequest
 from wire.money import BASE_SEPOLIA_USDC
@@ -81,22 +81,24 @@ class World:
         self._to_start = chance.randint(4, 12)
         self.store = MemoryStore(self.now)
         self.chain = MemoryChain(lambda: at(self.loop.time()).timestamp())
-        sellers = [_seller(number, chance) for number in range(chance.randint(2, 5))]
-        self.vendors = Vendors(
-            sellers, self.chain, BASE_SEPOLIA_USDC, faults, lambda: self.loop.time(), self.loop.call_later
-        )
+        # In some worlds all is late and there is money: twins are started there.
+        self._hurried = faults.calm = chance.random() < 0.4
+        sellers = [_seller(number, chance, self._hurried) for number in range(chance.randint(2, 5))]
+        self.files = Files()
+        clock = self.loop.time, self.loop.call_later
+        self.vendors = Vendors(sellers, self.chain, BASE_SEPOLIA_USDC, faults, self.files, *clock)
         for seller in sellers:
-            self.store.put_vendor(_registered(seller), replace=False)
+            self.store.put_vendor(registered(seller), replace=False)
         self.policy = SpendingPolicy(
             asset=BASE_SEPOLIA_USDC,
-            payment_atomic_max=chance.choice((150_000, 1_000_000)),
-            run_atomic_max=chance.choice((300_000, 10_000_000)),
+            payment_atomic_max=chance.choice((150_000, 1_000_000, 1_000_000)),
+            run_atomic_max=chance.choice((300_000, 10_000_000, 10_000_000)),
             vendor_day_atomic_max=chance.choice((400_000, 100_000_000)),
             wallet_day_atomic_max=chance.choice((700_000, 100_000_000)),
         )
         self.checks = Checks(self.store, self.chain, self.vendors, self.policy, LIMITS, PAYER)
         self.store.watcher = self.vendors.looker = self.checks
-        self._planner = BanditPlanner() if chance.random() < 0.3 else StubPlanner()
+        self._planner = BanditPlanner() if self._hurried or chance.random() < 0.3 else StubPlanner()
         self.runs: list[str] = []
 
     def now(self) -> datetime:
@@ -121,7 +123,7 @@ class World:
         process = Process(f"p{self._born}", self.faults, self.note, LIMITS.lease_s)
         agent = Agent(
             store=cast(Store, StorePort(process, self.store)),
-            artifacts=cast(ArtifactStore, Shelf(process)),
+            artifacts=cast(ArtifactStore, Shelf(process, self.files)),
             vendors=cast(VendorGateway, VendorPort(process, self.vendors, self.checks)),
             chain=cast(Chain, ChainPort(process, self.chain)),
             planner=Astray(process, self._planner),
@@ -130,6 +132,8 @@ class World:
             limits=LIMITS,
             callbacks=Believed(),
             revoker=RevokerPort(process, self.chain),
+            callback_base_url="http://plane.invalid",
+            file_tokens=Tokens(),
         )
         return process, agent
 
@@ -248,11 +252,15 @@ class World:
 
     async def _start(self) -> None:
         chance = self.chance
+        hurried = self._hurried
+        budget, hours = chance.choice(("0.05", "0.3", "1", "3", "10")), chance.choice(("0.01", "0.02", "0.1"))
+        late_s = chance.uniform(*((110, 260) if hurried else (20, 400)))
+        has_deadline = hurried or chance.random() < 0.3
         request = StartRequest(
             goal="train",
-            budget_total=Decimal(chance.choice(("0.05", "0.3", "1", "3"))),
-            job=JobRequest(max_hours=Decimal(chance.choice(("0.01", "0.02"))), count=chance.choice((1, 1, 2))),
-            deadline=self.now() + timedelta(seconds=chance.uniform(20, 400)) if chance.random() < 0.2 else None,
+            budget_total=Decimal("10" if hurried else budget),
+            job=JobRequest(max_hours=Decimal("0.1" if hurried else hours), count=chance.choice((1, 1, 2, 3))),
+            deadline=self.now() + timedelta(seconds=late_s) if has_deadline else None,
         )
         run_id = f"run_{len(self.runs) + 1:032d}"
         for _ in range(1 + self.faults.draw("start_repeated")):
@@ -296,24 +304,8 @@ class World:
             await self.swept(agent)
 
 
-def _seller(number: int, chance: random.Random) -> Seller:
-    per_hour = chance.choice((2_000_000, 4_000_000, 8_000_000))
+def _seller(number: int, chance: random.Random, hurried: bool) -> Seller:
+    per_hour = 500_000 if hurried else chance.choice((2_000_000, 4_000_000, 8_000_000))
     dialect: Any = "x402-v1" if chance.random() < 0.2 else "x402-v2"
-    return Seller(f"gpu_{number}", f"0x{number + 1:040x}", per_hour, dialect)
-
-
-def _registered(seller: Seller) -> Vendor:
-    return Vendor(
-        vendor_id=seller.vendor_id,
-        name=seller.vendor_id,
-        endpoint="http://vendor.invalid",
-        pay_to=seller.pay_to,
-        asset=BASE_SEPOLIA_USDC.address,
-        network=BASE_SEPOLIA_USDC.network,
-        base_price_per_hour_atomic=seller.per_hour_atomic,
-        reliability_score=Decimal("0.9"),
-        supported_gpu_types=("A10",),
-        created_at=at(0),
-        updated_at=at(0),
-        prices=(GpuPrice(gpu_type="A10", per_hour_atomic=seller.per_hour_atomic),),
-    )
+    by_use, is_slow = chance.random() < 0.4, chance.random() < (0.6 if hurried else 0.1)
+    return Seller(f"gpu_{number}", f"0x{number + 1:040x}", per_hour, dialect, by_use, is_slow)

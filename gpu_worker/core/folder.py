@@ -38,10 +38,9 @@ CHECKPOINTS_KEPT = 2
 LINE_BYTES_MAX = 64 * 1024
 STDERR_BYTES_MAX = 64 * 1024
 
-# The files of a checkpoint.
+# The files of a checkpoint of a fine-tune; other kinds have others, the manifest names them.
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
-RANDOM_FILE = "random.safetensors"
 HISTORY_FILE = "history.json"
 
 # How the program exits; any other code is a crash, and the owner's fault.
@@ -66,6 +65,14 @@ class InputFile(Body):
     bytes: int = Field(ge=0)
 
 
+class ContainerTerms(Body):
+    """What a container may have: `runtime` is the path of docker's or podman's client."""
+
+    runtime: Message
+    memory_bytes: int = Field(ge=1)
+    cpus: int = Field(ge=1)
+
+
 class Spec(Body):
     """
     What the program is to do.
@@ -88,6 +95,7 @@ class Spec(Body):
     input: InputFile | None = None
     resume_step: int | None = Field(None, ge=0, le=STEPS_MAX)
     file_bytes_max: int = Field(ge=1)
+    container: ContainerTerms | None = None
 
 
 class State(Body):

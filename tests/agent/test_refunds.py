@@ -137,3 +137,35 @@ class LateRefunds:
 
     async def transfers(self, *_: Any) -> list[Any]:
         return []
+
+
+async def test_what_a_completed_job_did_not_use_comes_back_though_it_comes_late(world: World) -> None:
+    world.limit(refund_wait_s=0)
+    run_id = await world.start()
+    back: list[str] = []
+
+    def by_use(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+        if request.url.path != "/job-status" or response.json()["status"] != "completed":
+            return response
+        document = {**response.json(), "costSoFar": 0.9}
+        if back:
+            asset = BASE_SEPOLIA_USDC
+            document["refund"] = {
+                "amount": 0.5,
+                "asset": asset.address,
+                "network": asset.network,
+                "transaction": back[0],
+            }
+        return httpx.Response(200, json=document)
+
+    world.hosts.meddle = by_use
+    run = await world.until_ended(run_id)
+    assert (run.status, run.budget.spent_atomic) == ("completed", 1_400_000)
+    assert run.next_tick_at is not None
+    cashier = world.vendor_app.state.shop.cashier
+    back.append(await cashier.refund(run.payments[0].payment_id, 500_000, "unused"))
+    world.store.ahead += timedelta(hours=1)
+    await sweep(world.agent)
+    after = await world.store.read_run(run_id)
+    assert (after.payments[0].status, after.budget.spent_atomic) == ("refunded", 900_000)
+    await world.check_books()

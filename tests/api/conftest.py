@@ -28,7 +28,11 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     """An agent with a store and a key, without vendors or a chain."""
     agent = open_agent(
         AgentSettings.model_validate(
-            {"database_url": SecretStr(f"sqlite:///{tmp_path}/agent.db"), "private_key": SecretStr(KEY)}
+            {
+                "database_url": SecretStr(f"sqlite:///{tmp_path}/agent.db"),
+                "private_key": SecretStr(KEY),
+                "artifact_url": SecretStr(f"{tmp_path}/artifacts"),
+            }
         )
     )
     yield agent

@@ -28,6 +28,9 @@ OPERATIONS = [
     ("GET", "/api/agent-sweep"),
     ("POST", "/api/agent-sweep"),
     ("GET", "/api/agent-artifact"),
+    ("PUT", "/api/agent-files/{run_id}/{job_id}/{name}"),
+    ("GET", "/api/agent-files/{run_id}/{job_id}/{name}"),
+    ("PUT", "/api/agent-input"),
     ("GET", "/api/agent-events"),
     ("POST", "/api/vendor-callback"),
     ("GET", "/api/health"),
@@ -38,7 +41,11 @@ BEARER = {"authorization": f"Bearer {SECRET}"}
 
 def schema_of(folder: Path, secret: str | None) -> BaseSchema:
     agent_settings = AgentSettings.model_validate(
-        {"database_url": SecretStr(f"sqlite:///{folder}/agent.db"), "private_key": SecretStr(KEY)}
+        {
+            "database_url": SecretStr(f"sqlite:///{folder}/agent.db"),
+            "private_key": SecretStr(KEY),
+            "artifact_url": SecretStr(f"{folder}/artifacts"),
+        }
     )
     api_settings = ApiSettings(secret=SecretStr(secret) if secret else None)
     app = create_app(lambda: open_agent(agent_settings), hosts=("testserver",), settings=api_settings)

@@ -30,17 +30,20 @@ ROOT = Path(__file__).resolve().parents[2]
 # By a bug's number: a seed on which it shows early, and what it breaks.
 SHOWN = {
     1: (3, "I2", "2 payments have the job"),
-    2: (4, "I6", "was settled for a failed payment"),
+    2: (5, "I6", "was settled for a failed payment"),
     3: (3, "I4", "wrote after token"),
     4: (1, "I6", "no (stored )?payment"),
-    5: (4, "I1", "2 is held under once:0x"),
+    5: (16, "I1", "2 is held under once:0x"),
     6: (2, "I1", "0 is held under once:0x|is not on the chain"),
     7: (6, "I1", "is held under eip155:.*, the cap is"),
-    8: (1, "I6", "was promised while another payment was not known"),
+    8: (3, "I6", "was promised while another payment was not known"),
     9: (1, "I4", "does not follow"),
     10: (5, "I5", "was called lost after [01] polls"),
     11: (5, "I3", "was never asked to stop"),
     12: (3, "I6", "is of .*, quoted|goes to 0x66|may be cashed until"),
+    13: (3, "I7", "the run ended while .* works on slot"),
+    14: (3, "I7", "of slot . resumes .* of slot"),
+    15: (3, "I7", "completed with . of . pieces done"),
 }
 # What is drawn changes with the agent: where the seed does not show the bug any more one of the next has to.
 SEEDS, TICKS = 4, 1_000
@@ -165,11 +168,11 @@ def test_the_command_says_what_it_can_and_passes_it_on() -> None:
     assert json.loads(ran.output)["broken_invariants"] > 0
 
 
-@pytest.mark.parametrize(("ticks", "code"), [(500, 0), (1, 1)])
+@pytest.mark.parametrize(("ticks", "code"), [(500, 0), (0, 1)])
 def test_a_bug_is_looked_for_on_each_seed_and_has_to_be_found_on_all(
     ticks: int, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    easy = (1, 9) if code == 0 else (9,)
+    easy = (4, 9) if code == 0 else (9,)
     options = argparse.Namespace(ticks=ticks, jobs=1, json=True, record=False)
     assert matrix(1, options, easy) == code
     document = json.loads(capsys.readouterr().out)

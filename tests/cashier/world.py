@@ -91,6 +91,8 @@ class World:
     sales: list[Sale] = field(default_factory=list)
     reserved: list[int] = field(default_factory=list)
     room: int = 100
+    full: Answer | None = None
+    unwanted: dict[str, str] = field(default_factory=dict)
     opened: list[Cashier] = field(default_factory=list)
 
     def cashier(self, wrap: Callable[[Desk], Desk] = lambda desk: desk) -> Cashier:
@@ -141,9 +143,9 @@ class World:
         payload = ExactPayload(signature=signature, authorization=authorization)
         return PaymentPayload(accepted=self.asked(), payload=payload)
 
-    async def has_capacity(self, reserved: int) -> bool:
+    async def has_capacity(self, reserved: int) -> bool | Answer:
         self.reserved.append(reserved)
-        return len(self.jobs) + reserved < self.room
+        return self.full or len(self.jobs) + reserved < self.room
 
     async def start(self, sale: Sale) -> Mapping[str, Any]:
         self.sales.append(sale)
@@ -160,7 +162,8 @@ class World:
     ) -> Answer:
         headers = {} if payment is None else {"payment-signature": encode_header(payment)}
         asked = request_with(**{"headers": headers, **request})
-        return await cashier.charge(asked, price or self.price, self.has_capacity, start or self.start)
+        admit = self.unwanted.get
+        return await cashier.charge(asked, price or self.price, self.has_capacity, start or self.start, admit)
 
     def earned(self) -> int:
         return self.chain.balance(self.seller.address)

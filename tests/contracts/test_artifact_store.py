@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from agent.config import AgentSettings
 from agent.core.errors import ArtifactsUnavailable, UnknownArtifact
 from agent.edges.artifacts_gridfs import GridFsArtifacts
-from agent.ports import ArtifactStore
+from agent.ports import ArtifactStore, Usage
 from agent.wiring import open_artifacts
 from tests.fixtures.mongod import MongoPlace
 from wire.file_name import NotAFileName
@@ -179,6 +179,40 @@ async def test_a_file_is_read_from_a_byte_on(store: ArtifactStore, start: int) -
     content = bytes(range(250)) * 2_800
     await store.put("run", "job", "model.bin", chunks(content))
     assert b"".join([chunk async for chunk in store.open("run", "job", "model.bin", start)]) == content[start:]
+
+
+async def test_a_removed_file_is_gone_and_can_come_again(store: ArtifactStore) -> None:
+    await store.put("run", "job", "model.bin", chunks(b"x" * 600_000))
+    await store.put("run", "job", "other", chunks(b"other"))
+    assert await store.remove("run", "job", "model.bin")
+    assert not await store.remove("run", "job", "model.bin")
+    assert not await store.remove("run", "job-2", "other")
+    assert await store.size("run", "job", "model.bin") is None
+    with pytest.raises(UnknownArtifact):
+        await read(store, "run", "job", "model.bin")
+    assert await read(store, "run", "job", "other") == b"other"
+    await store.put("run", "job", "model.bin", chunks(b"again"))
+    assert await read(store, "run", "job", "model.bin") == b"again"
+
+
+async def test_what_a_job_keeps_is_counted_without_its_neighbours(store: ArtifactStore) -> None:
+    assert await store.usage("run", "job") == Usage(0, 0)
+    for where, content in ((("run", "job", ".a"), b"12"), (("run", "job", "b"), b"345"), (("run", "job-2", "c"), b"6")):
+        await store.put(*where, chunks(content))
+    await store.put("run", "job", "b", chunks(b"34"))
+    assert await store.usage("run", "job") == Usage(2, 4)
+    await store.remove("run", "job", ".a")
+    assert (await store.usage("run", "job"), await store.usage("run", "job-2")) == (Usage(1, 2), Usage(1, 1))
+
+
+async def test_an_upload_under_way_outlives_the_removal_of_what_it_replaces(store: ArtifactStore) -> None:
+    await store.put("run", "job", "model.bin", chunks(b"first"))
+    putter = Putter(store)
+    await putter.begun()
+    await putter.write(b"second")
+    assert await store.remove("run", "job", "model.bin")
+    await putter.end()
+    assert await read(store, "run", "job", "model.bin") == b"second"
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

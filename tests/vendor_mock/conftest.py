@@ -20,12 +20,17 @@ async def vendors(chain: DevChain, facilitator: FastAPI, tmp_path: Path) -> Asyn
     opened: list[Any] = []
 
     def open_app(
-        *, plans: Any = None, clock: Any = None, transport: httpx.AsyncBaseTransport | None = None, **settings: Any
+        *,
+        plans: Any = None,
+        clock: Any = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        files: httpx.AsyncBaseTransport | None = None,
+        **settings: Any,
     ) -> httpx.AsyncClient:
         fields = {"secret": SECRETS, "rpc_url": chain.url, "database": tmp_path / "vendors.db", **settings}
         given = {} if clock is None else {"clock": clock}
         carrier = transport or httpx.ASGITransport(facilitator)
-        app = create_app(VendorMockSettings(**fields), plans=plans, transport=carrier, **given)
+        app = create_app(VendorMockSettings(**fields), plans=plans, transport=carrier, files=files, **given)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL)
         client.app = app  # type: ignore[attr-defined]
         opened.append(client)

@@ -10,9 +10,9 @@ import pytest
 from standardwebhooks import Webhook
 
 from outbound.http import HttpClient
+from storefront.callbacks import call_back
+from storefront.shop import Shop
 from tests.vendor_mock.conftest import Open
-from vendor_mock.callbacks import call_back
-from vendor_mock.shop import Shop
 from vendor_mock.simulation import Job
 
 pytestmark = pytest.mark.slow

@@ -436,7 +436,7 @@ async def test_a_crash_between_settlement_and_job_ends_in_the_job(
 
 
 async def test_a_buyer_sees_what_it_has_running_page_by_page(vendors: Open, payer):
-    from vendor_mock.shop import JOBS_PER_PAGE
+    from storefront.shop import JOBS_PER_PAGE
 
     client = vendors()
     buyer, other = Buyer(client, payer), Buyer(client, payer, 2)

@@ -8,7 +8,8 @@ import pytest
 from agent.core import invariants
 from agent.core.invariants import Broken, Settlement, VendorJob
 from agent.core.log import record
-from agent.core.model import Budget, Run
+from agent.core.model import Budget, Job, JobSpec, Run
+from tests.agent.core.test_slots import a_checkpoint
 from tests.agent.core.values import EVENTS, PAY_TO, PAYER, PRICE, STARTED, a_job, a_payment, a_run
 
 BUDGET = Budget(total_atomic=5_000_000, available_atomic=5_000_000 - PRICE, reserved_atomic=0, spent_atomic=PRICE)
@@ -121,3 +122,53 @@ def test_a_job_at_another_vendor_than_was_paid_is_seen_and_the_payment_or_job_is
 def test_a_job_that_nobody_wants_any_more_is_seen() -> None:
     assert world(replace(PAID, status="cancelled"), STARTED_JOB) == ["I3"]
     assert world(replace(PAID, jobs=(replace(PAID.jobs[0], status="failed"),)), STARTED_JOB) == ["I3"]
+
+
+def worked(number: int, slot: int | None, status: str = "running", **changes: Any) -> Job:
+    return a_job(number, **{"slot": slot, "status": status, "vendor_job_id": f"v-{number}"} | changes)
+
+
+RESUMED = {"resumes": "run_1-job-1", "checkpoint": a_checkpoint(1)}
+HEDGED = {"hedges": "run_1-job-1"}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "changes"),
+    [
+        # Another slot's, a job without a slot, one of another run.
+        ([worked(1, 0, "failed"), worked(2, 1, **RESUMED)], {}),
+        ([worked(1, None, "failed"), worked(2, None, **RESUMED)], {}),
+        ([worked(2, 0, **RESUMED)], {}),
+        ([worked(1, 1), worked(2, 0, **HEDGED)], {}),
+        ([worked(2, 0, **HEDGED)], {}),
+        # It goes on from one that goes on, with another's checkpoint, or with none.
+        ([worked(1, 0), worked(2, 0, "failed", **RESUMED)], {}),
+        ([worked(1, 0, "failed"), worked(2, 0, resumes="run_1-job-1", checkpoint=a_checkpoint(2))], {}),
+        ([worked(1, 0, "failed"), worked(2, 0, resumes="run_1-job-1")], {}),
+        # Two work on one piece that are no twins, or three.
+        ([worked(1, 0), worked(2, 0)], {}),
+        ([worked(1, 0), worked(2, 0, **HEDGED), worked(3, 0, **HEDGED)], {}),
+        # The run ended over the loser's head, or with a piece that counted twice.
+        ([worked(1, 0), worked(2, 0, "completed", **HEDGED)], {"status": "completed"}),
+        ([worked(1, 0, "completed"), worked(2, 0, "completed", **HEDGED)], {"status": "completed", "count": 2}),
+    ],
+)
+def test_work_that_is_mixed_up_or_counted_twice_is_seen(jobs: list[Job], changes: dict[str, Any]) -> None:
+    run = a_run(jobs=tuple(jobs), status=changes.get("status", "running"), job=JobSpec(count=changes.get("count", 1)))
+    assert set(names(invariants.of_run(run))) == {"I7"}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "status", "count"),
+    [
+        ([worked(1, 0, "failed"), worked(2, 0, **RESUMED)], "running", 1),
+        ([worked(1, 0), worked(2, 0, **RESUMED, **HEDGED)], "running", 1),
+        ([worked(1, 0, "completed"), worked(2, 0, "completed", **HEDGED)], "completed", 1),
+        ([worked(1, 0), worked(2, 1)], "running", 2),
+        ([worked(1, None), worked(2, None)], "running", 2),
+        ([worked(1, None), worked(2, None, "completed")], "completed", 1),
+    ],
+)
+def test_work_that_is_handed_on_breaks_nothing(jobs: list[Job], status: str, count: int) -> None:
+    run = a_run(jobs=tuple(jobs), status=status, job=JobSpec(count=count))
+    assert invariants.of_run(run) == []

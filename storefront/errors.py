@@ -18,10 +18,12 @@ _SAID = {
     "facilitator_unavailable": "the facilitator does not answer; ask again",
     "refund_too_large": "the refund is not above zero, or more than is left of the payment",
 }
-_LOG = logging.getLogger("livery.vendor_mock")
+_LOG = logging.getLogger("livery.storefront")
 
 
 class VendorApiError(Exception):
+    """Nothing was charged. The message is one sentence for the buyer."""
+
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code = code

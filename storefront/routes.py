@@ -1,23 +1,21 @@
 """The vendor API's routes: who asks, for what, and the bodies that go back. `docs/vendor-api.md` describes them."""
 
-import asyncio
 import hashlib
 import hmac
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from cashier.core.model import PaidRequest
 from inbound.web import ExactRoute, JsonReply, ProblemReply
-from vendor_mock import simulation
-from vendor_mock.catalogue import Vendor
-from vendor_mock.errors import VendorApiError, problem_of
-from vendor_mock.shop import Shop, money
-from vendor_mock.simulation import TERMINAL, Job
+from storefront.errors import VendorApiError, problem_of
+from storefront.model import Sold, StatusView, Vendor
+from storefront.shop import Shop
+from wire.money import to_decimal
 from wire.problems import ProblemDocument
 from wire.vendor import (
     VENDOR_ID_HEADER,
@@ -35,11 +33,14 @@ from wire.vendor import (
     VendorHealth,
 )
 
-_HTML = "<!doctype html><title>Maintenance</title><h1>We will be back soon</h1>"
+AnyShop = Shop[Any]
+Handle = Callable[[Request], Awaitable[Response]]
+# What stands around every request that names a vendor: it may wait, refuse, or change what `Handle` answers.
+Around = Callable[[Request, Vendor, Handle], Awaitable[Response]]
 
 
-def shop_of(request: Request) -> Shop:
-    shop: Shop = request.app.state.shop
+def shop_of(request: Request) -> AnyShop:
+    shop: AnyShop = request.app.state.shop
     return shop
 
 
@@ -63,34 +64,21 @@ def vendor_of(request: Request) -> Vendor:
 
 
 class VendorRoute(ExactRoute):
-    """A route that waits until the shop is open, and on which the vendor's scripted faults happen."""
+    """A route that waits until the shop is open; `app.state.around` stands around it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
+            around: Around | None = request.app.state.around
             try:
-                return await with_faults(request)
+                await shop_of(request).open()
+                if around is None:
+                    return await handle(request)
+                return await around(request, named_vendor(request), handle)
             except VendorApiError as error:
                 challenge = {"www-authenticate": "Bearer"} if error.code == "bad_vendor_secret" else None
                 return ProblemReply(problem_of(error), challenge)
-
-        async def with_faults(request: Request) -> Response:
-            shop = shop_of(request)
-            await shop.open()
-            vendor = named_vendor(request)
-            faults = shop.faults.of(vendor.vendor_id)
-            if not faults.apply_to(request.url.path):
-                return await handle(request)
-            if faults.slow_seconds:
-                await asyncio.sleep(float(faults.slow_seconds))
-            if shop.faults.take_error(vendor.vendor_id):
-                words = faults.words or (f"{vendor.vendor_id} was told to fail here",)
-                raise VendorApiError("vendor_fault", words[0])
-            response = HTMLResponse(_HTML) if faults.answer_html else await handle(request)
-            if faults.header_bytes:
-                response.headers["x-padding"] = "x" * faults.header_bytes
-            return response
 
         return handler
 
@@ -118,7 +106,7 @@ _PAID = {**_WITH_BODY, **_problems(202, 402, 409)}
 router = APIRouter(route_class=VendorRoute)
 free = APIRouter()
 VendorHere = Annotated[Vendor, Depends(vendor_of)]
-ShopHere = Annotated[Shop, Depends(shop_of)]
+ShopHere = Annotated[AnyShop, Depends(shop_of)]
 JobId = Annotated[str, Query(alias="vendorJobId", min_length=1, max_length=256)]
 Cursor = Annotated[str | None, Query(min_length=1, max_length=256, description="The last reply's `cursor`.")]
 
@@ -147,8 +135,6 @@ async def submit_job(
         method=request.method, url=str(request.url), headers=dict(request.headers), body=await request.body()
     )
     answer = await shop.submit(vendor, body, paid)
-    if answer.status == 200 and shop.faults.take_timeout(vendor.vendor_id):
-        await _hang(request)
     return Response(answer.body, answer.status, dict(answer.headers))
 
 
@@ -168,8 +154,9 @@ async def job_status(
     request: Request, vendor: VendorHere, shop: ShopHere, vendor_job_id: JobId, since: Cursor = None
 ) -> Response:
     """How the job stands, with the log lines since a cursor. Each poll of a mock's job moves it by an epoch."""
-    start = _line(since)
-    return JsonReply(_status(request, shop, vendor, await shop.poll(vendor, vendor_job_id), start))
+    _must_know(shop, since)
+    job = await shop.poll(vendor, vendor_job_id)
+    return JsonReply(_status(request, vendor, job, await shop.seller.status(vendor, job, since)))
 
 
 @router.post("/cancel-job", response_model=JobStatus, responses=_WITH_BODY)
@@ -180,24 +167,23 @@ async def cancel_job(
     body: CancelRequest,
 ) -> Response:
     """End the job; the unused part of its price is transferred back before this answers."""
-    start = _line(body.since)
-    return JsonReply(_status(request, shop, vendor, await shop.cancel(vendor, body.vendor_job_id), start))
+    _must_know(shop, body.since)
+    job = await shop.cancel(vendor, body.vendor_job_id)
+    return JsonReply(_status(request, vendor, job, await shop.seller.status(vendor, job, body.since)))
 
 
 @router.get("/artifacts/{job_id}", response_model=ArtifactsReply, responses=_EVERY)
 async def artifacts(request: Request, vendor: VendorHere, shop: ShopHere, job_id: str) -> Response:
     """The files of an ended job, a failed one's too; none while it runs."""
     job = await shop.job(vendor, job_id)
-    if shop.faults.of(vendor.vendor_id).no_artifacts:
-        return JsonReply(ArtifactsReply(artifacts=()))
     listed = [
         Artifact(
-            name=name,
-            bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            url=_artifact_url(request, vendor, job, name),
+            name=file.name,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            url=_artifact_url(request, vendor, job, file.name),
         )
-        for name, content in simulation.artifacts(job).items()
+        for file in await shop.seller.files(job)
     ]
     return JsonReply(ArtifactsReply(artifacts=tuple(listed)))
 
@@ -208,31 +194,35 @@ async def artifact(
 ) -> Response:
     """One file's bytes. Its address, as /artifacts gave it, is the permission; no bearer is asked."""
     job = await shop.store.find_job(job_id)
-    content = None if job is None else simulation.artifacts(job).get(name)
-    if job is None or content is None or job.vendor_id not in shop.vendors:
+    if job is None or job.vendor_id not in shop.vendors:
         raise VendorApiError("not_found", "no such file")
     wanted = _signature(shop.vendors[job.vendor_id], job, name)
     if not hmac.compare_digest(signature.encode("utf-8", "surrogateescape"), wanted.encode()):
         raise VendorApiError("not_found", "no such file")
-    return Response(content, media_type="application/octet-stream")
+    content = _content(shop, job, name)
+    # The first chunk now: a file that is not there is 404, and not a broken answer.
+    first = await anext(content, b"")
+    return StreamingResponse(_joined(first, content), media_type="application/octet-stream")
 
 
 @free.get("/health", response_model=VendorHealth)
-async def health(shop: ShopHere) -> Response:
+async def health(request: Request, shop: ShopHere) -> Response:
     """Whether the server is up, and whom it serves."""
-    return JsonReply(VendorHealth(vendors=tuple(shop.vendors)))
+    own: Callable[[], VendorHealth] | None = request.app.state.health
+    return JsonReply(VendorHealth(vendors=tuple(shop.vendors)) if own is None else own())
 
 
-def _status(request: Request, shop: Shop, vendor: Vendor, job: Job, start: int) -> JobStatus:
-    faults = shop.faults.of(vendor.vendor_id)
-    lies = faults.lie_about_progress and job.status not in TERMINAL
-    completed = job.status == "completed"
-    words = faults.words
-    metrics = {**simulation.FINAL_METRICS, **{name[:200]: Decimal("1e6") for name in words[:20]}}
+def _must_know(shop: AnyShop, since: str | None) -> None:
+    """Raises VendorApiError for a cursor that the seller never gave; nothing has moved yet."""
+    if since is not None and not shop.seller.knows(since):
+        raise VendorApiError("invalid_field", "since: not a `cursor` of this vendor")
+
+
+def _status(request: Request, vendor: Vendor, job: Sold, view: StatusView) -> JobStatus:
     refund = None
     if job.refund_transaction is not None:
         refund = Refund(
-            amount=money(job.refund_atomic),
+            amount=to_decimal(job.refund_atomic, vendor.asset),
             asset=vendor.asset.address,
             network=vendor.asset.network,
             transaction=job.refund_transaction,
@@ -240,42 +230,37 @@ def _status(request: Request, shop: Shop, vendor: Vendor, job: Job, start: int) 
     return JobStatus(
         vendor_job_id=job.job_id,
         status=job.status,
-        # The lie: nearly done at first, and ever less as the work goes on.
-        progress=Decimal("0.99") - job.progress if lies else job.progress,
-        logs=words if words and job.logs and start == 0 else job.logs[start:],
-        cursor=f"line-{len(job.logs)}",
-        estimated_remaining_minutes=simulation.remaining_minutes(job),
-        cost_so_far=money(simulation.cost_atomic(job)),
-        final_metrics=metrics if completed else None,
-        artifact_url=_artifact_url(request, vendor, job, "model.json")
-        if completed and not faults.no_artifacts
-        else None,
-        error_message=(*words[-1:], simulation.FAILURE)[0] if job.status == "failed" else None,
+        progress=view.progress,
+        logs=view.logs,
+        metrics=view.metrics,
+        checkpoint=view.checkpoint,
+        cursor=view.cursor,
+        estimated_remaining_minutes=view.remaining_minutes,
+        cost_so_far=to_decimal(view.cost_atomic, vendor.asset),
+        final_metrics=None if view.final_metrics is None else dict(view.final_metrics),
+        artifact_url=None if view.artifact is None else _artifact_url(request, vendor, job, view.artifact),
+        error_message=view.error_message,
         ended_at=None if job.ended_at_s is None else datetime.fromtimestamp(job.ended_at_s, UTC),
         refund=refund,
     )
 
 
-def _line(cursor: str | None) -> int:
-    """Return the line that `cursor` stands before. Raises VendorApiError for one that we never gave."""
-    if cursor is None:
-        return 0
-    number = cursor.removeprefix("line-")
-    if number == cursor or not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise VendorApiError("invalid_field", "since: not a `cursor` of this vendor")
-    return int(number)
+async def _content(shop: AnyShop, job: Sold, name: str) -> AsyncIterator[bytes]:
+    async with aclosing(shop.seller.read(job, name)) as chunks:
+        async for chunk in chunks:
+            yield chunk
 
 
-def _artifact_url(request: Request, vendor: Vendor, job: Job, name: str) -> str:
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+def _artifact_url(request: Request, vendor: Vendor, job: Sold, name: str) -> str:
     return f"{request.base_url}artifacts/{job.job_id}/{name}?signature={_signature(vendor, job, name)}"
 
 
-def _signature(vendor: Vendor, job: Job, name: str) -> str:
+def _signature(vendor: Vendor, job: Sold, name: str) -> str:
     key = vendor.secret.get_secret_value().encode()
     return hmac.new(key, f"{job.job_id}/{name}".encode(), hashlib.sha256).hexdigest()
-
-
-async def _hang(request: Request) -> None:
-    """Return when the caller has gone: until then it hears nothing."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

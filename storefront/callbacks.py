@@ -9,14 +9,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from outbound.http import HttpClient, OutboundError
 from outbound.webhooks import signed_headers
-from vendor_mock.catalogue import Vendor
-from vendor_mock.shop import Shop
-from vendor_mock.simulation import TERMINAL, Job
+from storefront.model import TERMINAL, Vendor, is_owed
+from storefront.ports import JobT
+from storefront.shop import Shop
 from wire import decimal_json
 from wire.vendor import VENDOR_ID_HEADER
 
@@ -26,27 +27,38 @@ ANSWER_BYTES_MAX = 64 * 1024
 # What is waited after each call that was not accepted; then it is given up.
 RETRIES_S = (1, 2, 4, 8, 16, 32)
 
-logger = logging.getLogger("livery.vendor_mock")
+logger = logging.getLogger("livery.storefront")
 
 
 async def call_back(
-    shop: Shop, http: HttpClient, *, look_s: float = LOOK_S, retries_s: Sequence[float] = RETRIES_S
+    shop: Shop[JobT], http: HttpClient, *, look_s: float = LOOK_S, retries_s: Sequence[float] = RETRIES_S
 ) -> None:
-    """Watch the jobs whose buyers want to be called, for ever; call when one has ended."""
+    """
+    Call the buyers that want it when their jobs have ended and what they owe is paid back; it goes on for ever.
+
+    While no buyer waits for a call nothing is read: the book wakes it. A job that runs is looked at each `look_s`.
+    """
     calling: dict[str, asyncio.Task[None]] = {}
-    async with asyncio.TaskGroup() as group:
-        while True:
-            for job in await shop.store.to_call_back():
-                vendor = shop.vendors.get(job.vendor_id)
-                if vendor is None or job.job_id in calling:
-                    continue
-                job = await _watched(shop, vendor, job)
-                if job.status in TERMINAL:
-                    calling[job.job_id] = group.create_task(_call(shop, http, vendor, job, retries_s))
-            await asyncio.sleep(look_s)
+    with shop.store.listen() as rung:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                rung.clear()
+                is_one_running = False
+                for job in await shop.store.to_call_back():
+                    vendor = shop.vendors.get(job.vendor_id)
+                    if vendor is None or job.job_id in calling:
+                        continue
+                    job = await _watched(shop, vendor, job)
+                    is_one_running |= job.status not in TERMINAL
+                    # What is owed comes first: the book rings again when it is paid.
+                    if job.status in TERMINAL and not is_owed(job):
+                        calling[job.job_id] = group.create_task(_call(shop, http, vendor, job, retries_s))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(look_s if is_one_running else None):
+                        await rung.wait()
 
 
-async def _watched(shop: Shop, vendor: Vendor, job: Job) -> Job:
+async def _watched(shop: Shop[JobT], vendor: Vendor, job: JobT) -> JobT:
     try:
         return await shop.watch(vendor, job.job_id)
     except Exception:
@@ -55,7 +67,7 @@ async def _watched(shop: Shop, vendor: Vendor, job: Job) -> Job:
         return job
 
 
-async def _call(shop: Shop, http: HttpClient, vendor: Vendor, job: Job, retries_s: Sequence[float]) -> None:
+async def _call(shop: Shop[JobT], http: HttpClient, vendor: Vendor, job: JobT, retries_s: Sequence[float]) -> None:
     assert job.callback_url is not None
     body = decimal_json.dumps(
         {

@@ -1,0 +1,277 @@
+"""What the worker reads from the environment, and nothing else does for it. S1's names are aliases of ours."""
+
+import os
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gpu_worker.core import owner
+from wire.jobs import KINDS
+from wire.money import ASSETS
+
+DEFAULT_PORT = 31331
+# What a job's program is told of this process's environment; no key and no secret is among it.
+_INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "SYSTEMROOT", "PYTHONPATH")
+_MIB = 1024 * 1024
+
+
+def _env(name: str, *aliases: str) -> dict[str, Any]:
+    return {"validation_alias": AliasChoices(f"LIVERY_WORKER_{name}", *aliases)}
+
+
+class WorkerSettings(BaseSettings):
+    """The worker's settings. Without any it starts, sells nothing, and says what is missing."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_file=".env",
+        hide_input_in_errors=True,
+    )
+
+    name: str = Field(
+        "worker",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$",
+        description="What this worker is called; in lower case, with `-` for blanks, its vendor id.",
+        **_env("NAME"),
+    )
+    kinds: str = Field(
+        "",
+        description=f"The jobs that are sold, of {', '.join(KINDS)}, with commas. Empty or `none`: none.",
+        **_env("KINDS"),
+    )
+    data: Path = Field(Path("~/.livery/worker"), description="The worker's folder: jobs, books, keys.", **_env("DATA"))
+    models: Path | None = Field(
+        None, description="The folder of the models, one folder each. Unset: `models` in the data.", **_env("MODELS")
+    )
+    default_model: str | None = Field(
+        None, description="The model of a job that names none.", **_env("DEFAULT_MODEL", "MODEL_NAME")
+    )
+    default_dataset: Path | None = Field(
+        None, description="The file that a fine-tune trains on where it names none.", **_env("DEFAULT_DATASET")
+    )
+    hub: bool = Field(False, description="Whether models may be fetched from Hugging Face's hub.", **_env("HUB"))
+    hf_token: SecretStr | None = Field(None, description="The hub's token.", **_env("HF_TOKEN", "HF_TOKEN"))
+    allow_private_urls: bool = Field(
+        False,
+        description="Whether datasets and checkpoints may be fetched from this machine's own network.",
+        **_env("ALLOW_PRIVATE_URLS"),
+    )
+    # what runs jobs
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field(
+        "auto", description="What jobs run on; auto takes cuda, then mps, then cpu.", **_env("DEVICE", "DEVICE")
+    )
+    ram_mb: int | None = Field(
+        None, ge=1, description="The memory in MiB that is told instead of the machine's.", **_env("RAM_MB", "RAM_MB")
+    )
+    threads: int | None = Field(
+        None, ge=1, description="Threads of a job's program. Unset: all cores but one, shared.", **_env("THREADS")
+    )
+    jobs_max: int = Field(1, ge=1, le=64, description="Jobs that run at once.", **_env("JOBS_MAX"))
+    checkpoint_steps: int = Field(
+        50, ge=1, description="Steps between two checkpoints of a job that names none.", **_env("CHECKPOINT_STEPS")
+    )
+    stall_s: int = Field(
+        900, ge=1, description="Seconds after which a program without any progress is ended.", **_env("STALL_S")
+    )
+    # what the owner gives away
+    price_per_hour: Decimal = Field(
+        Decimal("0.5"), gt=0, le=10_000, description="Price of an hour, USDC.", **_env("PRICE_PER_HOUR")
+    )
+    price_min: Decimal = Field(
+        Decimal(0), ge=0, le=10_000, description="The least that a job costs, USDC.", **_env("PRICE_MIN")
+    )
+    requesters: str = Field(
+        "", description="Addresses that may buy, with commas. Empty: everybody.", **_env("REQUESTERS")
+    )
+    hours: str = Field(
+        "", description="When it sells and works, as `22:00-08:00,12:00-13:00`. Empty: always.", **_env("HOURS")
+    )
+    vram_max_mb: int | None = Field(
+        None, ge=1, description="GPU memory in MiB that jobs may use.", **_env("VRAM_MAX_MB")
+    )
+    memory_max_mb: int | None = Field(
+        None, ge=1, description="Memory in MiB that one job may use. Unset: nine tenths of it.", **_env("MEMORY_MAX_MB")
+    )
+    disk_max_mb: int | None = Field(
+        None, ge=1, description="Disk in MiB that one job may use. Unset: 20 GiB.", **_env("DISK_MAX_MB")
+    )
+    disk_reserve_mb: int = Field(
+        5_120, ge=0, description="Disk in MiB that stays free; with less nothing is sold.", **_env("DISK_RESERVE_MB")
+    )
+    dataset_bytes_max: int = Field(
+        2 * 1024**3, ge=1, description="The largest dataset in bytes, unpacked.", **_env("DATASET_BYTES_MAX")
+    )
+    temperature_max_c: int = Field(
+        85, ge=1, le=150, description="A hotter GPU pauses its jobs, degrees Celsius.", **_env("TEMPERATURE_MAX_C")
+    )
+    power_max_w: int | None = Field(
+        None, ge=1, description="A GPU that draws more pauses its jobs, watts.", **_env("POWER_MAX_W")
+    )
+    yield_on: str = Field(
+        "gpu,hot,power,battery,hours",
+        description="What pauses jobs, of gpu (somebody else uses it), hot, power, battery, hours. `none`: nothing.",
+        **_env("YIELD_ON"),
+    )
+    # money
+    private_key: SecretStr | None = Field(
+        None,
+        description="The key that is paid and pays refunds, 32 bytes of hex. Unset: the keystore.",
+        **_env("PRIVATE_KEY", "PLUMISE_PRIVATE_KEY"),
+    )
+    keystore_path: Path | None = Field(
+        None, description="The encrypted key. Unset: `wallet.json` in the data.", **_env("KEYSTORE_PATH")
+    )
+    keystore_password: SecretStr | None = Field(
+        None, description="The keystore's password.", **_env("KEYSTORE_PASSWORD")
+    )
+    keystore_password_path: Path | None = Field(
+        None,
+        description="The file that has it otherwise. Unset: `wallet-password` in the data.",
+        **_env("KEYSTORE_PASSWORD_PATH"),
+    )
+    secret: SecretStr | None = Field(
+        None, description="The buyers' bearer secret. Unset: made once, in `secret` in the data.", **_env("SECRET")
+    )
+    facilitator_url: str = Field(
+        "http://127.0.0.1:4021", description="The x402 facilitator.", **_env("FACILITATOR_URL")
+    )
+    rpc_url: str = Field(
+        "http://localhost:8545", description="JSON-RPC address of the chain.", **_env("RPC_URL", "PLUMISE_RPC_URL")
+    )
+    chain_id: int = Field(
+        84532, description="The chain: 84532 Base Sepolia, 8453 Base.", **_env("CHAIN_ID", "PLUMISE_CHAIN_ID")
+    )
+    # the door
+    host: str = Field("127.0.0.1", description="Address to listen at.", **_env("HOST", "API_HOST"))
+    port: int = Field(
+        DEFAULT_PORT,
+        ge=0,
+        le=65_535,
+        description="Port to listen at. Unset and taken: a free one; set and taken: an error.",
+        **_env("PORT", "API_PORT"),
+    )
+    public_url: str | None = Field(
+        None, description="The address at which buyers reach it.", **_env("PUBLIC_URL", "NODE_ENDPOINT")
+    )
+    drain_s: int = Field(
+        30, ge=1, description="Seconds from the signal to the end: checkpoints, refunds.", **_env("DRAIN_S")
+    )
+    # read, and answered in one line: this version serves no layer slices
+    layer_start: int | None = Field(None, ge=0, description="Read, not used.", **_env("LAYER_START", "LAYER_START"))
+    layer_end: int | None = Field(None, ge=0, description="Read, not used.", **_env("LAYER_END", "LAYER_END"))
+    grpc_host: str | None = Field(None, description="Read, not used.", **_env("GRPC_HOST", "GRPC_HOST"))
+    grpc_port: int | None = Field(
+        None, ge=1, le=65_535, description="Read, not used.", **_env("GRPC_PORT", "GRPC_PORT")
+    )
+    grpc_endpoint: str | None = Field(None, description="Read, not used.", **_env("GRPC_ENDPOINT", "GRPC_ENDPOINT"))
+    oracle_url: str | None = Field(None, description="Read, not used.", **_env("ORACLE_URL", "ORACLE_API_URL"))
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        wrong = [kind for kind in listed(value) if kind not in KINDS]
+        if wrong:
+            raise ValueError(f"there are no jobs of the kind {wrong[0]!r}: there are {', '.join(KINDS)}")
+        return value
+
+    @field_validator("chain_id")
+    @classmethod
+    def _has_usdc(cls, value: int) -> int:
+        known = {asset.chain_id: name for name, asset in ASSETS.items()}
+        if value not in known:
+            raise ValueError(f"there is no chain {value} here: there is {', '.join(map(str, known))}")
+        return value
+
+    @field_validator("hours")
+    @classmethod
+    def _hours(cls, value: str) -> str:
+        owner.parse_hours(value)
+        return value
+
+    @field_validator("yield_on")
+    @classmethod
+    def _causes(cls, value: str) -> str:
+        owner.parse_causes(value)
+        return value
+
+    @field_validator("data", "models", "default_dataset", "keystore_path", "keystore_password_path")
+    @classmethod
+    def _expanded(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
+    @model_validator(mode="after")
+    def _both_layers(self) -> Self:
+        if (self.layer_start is None) != (self.layer_end is None):
+            raise ValueError("LAYER_START and LAYER_END come together")
+        return self
+
+    @property
+    def port_is_chosen(self) -> bool:
+        """Whether the owner set the port, so that a taken one is an error."""
+        return "port" in self.model_fields_set
+
+    @property
+    def vendor_id(self) -> str:
+        return re.sub(r"[^a-z0-9._-]", "-", self.name.lower())
+
+    @property
+    def folder(self) -> Path:
+        """The data folder, absolute."""
+        return self.data.expanduser().absolute()
+
+    @property
+    def models_folder(self) -> Path:
+        return (self.models or self.folder / "models").absolute()
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "worker.db"
+
+    @property
+    def keystore(self) -> Path:
+        return self.keystore_path or self.folder / "wallet.json"
+
+    @property
+    def password_file(self) -> Path:
+        return self.keystore_password_path or self.folder / "wallet-password"
+
+    @property
+    def disk_max_bytes(self) -> int:
+        return (self.disk_max_mb or 20 * 1024) * _MIB
+
+    def is_sold(self, kind: str) -> bool:
+        """Return whether the owner has switched the kind of job on."""
+        return kind in listed(self.kinds)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return the words of a list with commas; `none` is no word."""
+    return tuple(word for part in text.split(",") if (word := part.strip()) and word != "none")
+
+
+def program_environment(threads: int, visible: str | None = None) -> dict[str, str]:
+    """
+    Return the environment of a job's program: what it needs to run, offline, and nothing that is secret.
+
+    `visible` is the one GPU that it sees, None: as this process does.
+    """
+    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
+    }

@@ -1,0 +1,109 @@
+"""The worker's HTTP door: the vendor API for buyers, and `/api/v1` for the owner's own programs on this machine."""
+
+import asyncio
+import socket
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from starlette.responses import Response
+
+from gpu_worker.config import WorkerSettings
+from gpu_worker.core.errors import OwnersFault, WorkerError
+from gpu_worker.core.model import Job
+from gpu_worker.drain import begin_drain
+from gpu_worker.ports import Worker
+from gpu_worker.status import health, status
+from inbound.serve import CannotServe, bound_socket, serve_until
+from inbound.stranger import stranger
+from inbound.web import JsonReply, ProblemReply
+from storefront.door import create_vendor_app
+from storefront.shop import Shop
+from wire.loopback import is_loopback
+from wire.problems import PROBLEMS, ProblemDocument, problem_document
+
+# What requests in flight have once the door closes.
+CLOSING_S = 3
+
+owner = APIRouter(prefix="/api/v1")
+
+
+@owner.get("/status")
+async def status_route(request: Request) -> Response:
+    """How the worker stands, for its owner."""
+    return await _owners(request, 200)
+
+
+@owner.post("/drain")
+async def drain_route(request: Request) -> Response:
+    """Sell nothing more, and go once the jobs at hand are done."""
+    if _refused(request) is None:
+        begin_drain(request.app.state.worker)
+    return await _owners(request, 202)
+
+
+async def _owners(request: Request, code: int) -> Response:
+    refused = _refused(request)
+    if refused is not None:
+        return refused
+    return JsonReply(await status(request.app.state.worker), status_code=code)
+
+
+def _refused(request: Request) -> Response | None:
+    """Return the refusal of a caller who is not a program on this machine."""
+    client = "" if request.client is None else request.client.host
+    if not is_loopback(client):
+        return ProblemReply(problem_document("not_found", "only this machine is answered here"))
+    refusal = stranger(request.url.scheme, request.scope["headers"], ())
+    return None if refusal is None else ProblemReply(problem_document(*refusal))
+
+
+def problem_of(error: WorkerError) -> ProblemDocument:
+    code = error.code if error.code in PROBLEMS else "internal"
+    return problem_document(code, str(error), 1 if error.retryable else None)
+
+
+class HttpDoor:
+    """Implements `gpu_worker.ports.Door`. A socket that is not given is bound when it is first needed."""
+
+    def __init__(self, settings: WorkerSettings, server: socket.socket | None = None) -> None:
+        self._settings = settings
+        self._server = server
+        self._url: str | None = None
+        self._app: FastAPI | None = None
+
+    def open(self, worker: Worker, shop: Shop[Job]) -> None:
+        """Make the application; until then nothing is served."""
+        self._app = create_vendor_app(
+            shop, title="Livery worker", health=lambda: health(worker), errors={WorkerError: problem_of}
+        )
+        self._app.state.worker = worker
+        self._app.include_router(owner)
+
+    @property
+    def app(self) -> Any:
+        assert self._app is not None
+        return self._app
+
+    @property
+    def url(self) -> str:
+        if self._settings.public_url is not None:
+            return self._settings.public_url
+        if self._url is None:
+            host, port = self._bound().getsockname()[:2]
+            self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return self._url
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        try:
+            await serve_until(self.app, self._bound(), stop, name="worker", drain_s=CLOSING_S)
+        except CannotServe as error:
+            raise OwnersFault(str(error)) from error
+
+    def _bound(self) -> socket.socket:
+        settings = self._settings
+        if self._server is None:
+            try:
+                self._server = bound_socket(settings.host, settings.port, chosen=settings.port_is_chosen)
+            except CannotServe as error:
+                raise OwnersFault(str(error)) from error
+        return self._server

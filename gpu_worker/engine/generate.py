@@ -1,0 +1,156 @@
+"""A completion for every record of a dataset, in its order, a batch at a time."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_worker.core.dataset import Record
+from gpu_worker.core.errors import BadInput
+from gpu_worker.core.folder import Spec
+from gpu_worker.engine.batches import batches, chat_ids, sow
+from gpu_worker.engine.checkpoint import Checkpoints, checkpoint_of
+from gpu_worker.engine.diary import Diary, Stopped
+from gpu_worker.engine.loading import device_of, input_records, load
+from gpu_worker.engine.result import End
+from wire.jobs import Generate
+
+ANSWERS = "completions.jsonl"
+
+
+def generate(spec: Spec, folder: Path, diary: Diary) -> End:
+    """
+    Return a line for each record: `{"id"?, "completion"}`.
+
+    Raises:
+        Stopped: what is written so far is in the newest checkpoint.
+        BadInput, OwnersFault: it cannot be done.
+    """
+    params = Generate.model_validate(spec.params)
+    model, tokenizer = load(spec, is_frozen=True)
+    model.eval()
+    records = input_records(spec, folder)
+    if not records:
+        raise BadInput("dataset_unavailable", "the dataset has no records")
+    groups = [*batches(len(records), params.batch_size)]
+    answers = folder / ANSWERS
+    step = _resumed(spec, folder, answers, len(groups))
+    checkpoints = Checkpoints(spec, folder, diary, steps=len(groups))
+    diary.work(step, len(groups))
+    for number in range(step, len(groups)):
+        sow(params.seed + spec.index, f"batch {number}", device_of(spec))
+        asked = [records[place] for place in groups[number]]
+        said = complete(
+            model,
+            tokenizer,
+            asked,
+            max_new_tokens=params.max_new_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+        )
+        with answers.open("a", encoding="utf-8") as file:
+            file.writelines(_line(record, text) for record, text in zip(asked, said, strict=True))
+        diary.at(number + 1, tokens=sum(len(tokenizer(text)["input_ids"]) for text in said))
+        is_due, is_asked_to_stop = (number + 1) % spec.checkpoint_steps == 0, diary.should_stop
+        if (is_due or is_asked_to_stop) and number + 1 < len(groups):
+            checkpoints.save(number + 1, lambda: _writer(answers))
+            if is_asked_to_stop:
+                checkpoints.wait()
+                raise Stopped
+    checkpoints.wait()
+    diary.save()
+    return End(
+        artifact=ANSWERS,
+        write=_writer(answers),
+        final_metrics={"completions": float(len(records))},
+        report={"completions": len(records)},
+    )
+
+
+def complete(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    max_new_tokens: int,
+    temperature: Decimal = Decimal(0),
+    top_p: Decimal = Decimal(1),
+) -> list[str]:
+    """
+    Return what the model says after each prompt; temperature 0 is greedy.
+
+    Raises:
+        BadInput: a prompt and its answer are longer than what the model reads.
+    """
+    asked = [_ids(record, tokenizer) for record in records]
+    width = max(len(ids) for ids in asked)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and width + max_new_tokens > longest:
+        raise BadInput(
+            "invalid_field",
+            f"params.maxNewTokens: a prompt of {width} tokens and {max_new_tokens} more are over {longest}",
+        )
+    end = tokenizer.eos_token_id
+    fill = next((token for token in (tokenizer.pad_token_id, end) if token is not None), 0)
+    # On the left: what is said goes on from the last column of each row.
+    ids = torch.tensor([[fill] * (width - len(row)) + row for row in asked], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=model.device)
+    chance = {"do_sample": False} if temperature == 0 else {
+        "do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0
+    }  # fmt: skip
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            use_cache=True,
+            pad_token_id=fill,
+            eos_token_id=end,
+            **chance,
+        )
+    return [tokenizer.decode(_until(row, end), skip_special_tokens=True) for row in made[:, width:].tolist()]
+
+
+def _ids(record: Record, tokenizer: Any) -> list[int]:
+    if "messages" in record:
+        if not tokenizer.chat_template:
+            raise BadInput("dataset_unavailable", "this model has no chat template: give prompts")
+        return chat_ids(tokenizer, record["messages"], is_asked=True)
+    ids: list[int] = tokenizer(record["prompt"])["input_ids"]
+    return ids
+
+
+def _until(row: list[int], end: int | None) -> list[int]:
+    return row[: row.index(end)] if end in row else row
+
+
+def _line(record: Record, text: str) -> str:
+    known = {"id": record["id"]} if "id" in record else {}
+    return json.dumps({**known, "completion": text}, ensure_ascii=False) + "\n"
+
+
+def _writer(answers: Path) -> Callable[[Path], None]:
+    # Lines are only added, by this thread: so many bytes of them stay what they are.
+    size = answers.stat().st_size
+
+    def write(into: Path) -> None:
+        with answers.open("rb") as source:
+            (into / ANSWERS).write_bytes(source.read(size))
+
+    return write
+
+
+def _resumed(spec: Spec, folder: Path, answers: Path, steps: int) -> int:
+    """Begin the file of answers anew, or with those of the checkpoint; return how many batches are done."""
+    found = checkpoint_of(spec, folder, steps=steps)
+    if found is None:
+        answers.write_bytes(b"")
+        return 0
+    if not (found / ANSWERS).is_file():
+        raise BadInput("checkpoint_mismatch", "the checkpoint has no completions")
+    shutil.copyfile(found / ANSWERS, answers)
+    return spec.resume_step or 0
