@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,8 @@ class Street:
     vendors_url: str
 
 
-@pytest.fixture(scope="session")
-def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
-    folder = tmp_path_factory.mktemp("street")
+@contextmanager
+def open_street(folder: Path) -> Iterator[Street]:
     with DevChain.start(block_time_s=1) as chain, processes.Processes(folder) as children:
         chain.mint(dev_account(1).address, 1_000_000_000)
         key, network = dev_account(9).key, BASE_SEPOLIA_USDC.network
@@ -65,6 +65,12 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
         sold_at = children.start(processes.vendors, "vendors", 0, mock, None)
         children.wait_until_ready(paid_by, sold_at)
         yield Street(chain, sold_at)
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
+    with open_street(tmp_path_factory.mktemp("street")) as street:
+        yield street
 
 
 @pytest.fixture

@@ -1,16 +1,24 @@
 """`livery audit`, `run explain`, `run replay` and `run release`, as a user calls them."""
 
 import sqlite3
+from collections.abc import Iterator
 
 import pytest
 
 from chain.devchain import dev_account
-from tests.cli.conftest import SECRET, Livery, Street
+from tests.cli.conftest import SECRET, Livery, Street, open_street
 from tests.fixtures.chain import serving
 from vendor_mock.app import create_app
 from vendor_mock.config import VendorMockSettings
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
+    """A street of its own: its vendors have no job that other tests left."""
+    with open_street(tmp_path_factory.mktemp("street")) as street:
+        yield street
 
 
 @pytest.fixture

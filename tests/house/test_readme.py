@@ -29,7 +29,7 @@ UNRUN_MAX = 9
 SERVERS = {"livery up": "livery run start"}
 # CI runs these itself, and runs the README's test inside one of them.
 OF_CI = tuple(f"make {target}" for target in re.findall(r"\w+", (ROOT / ".ci/run").read_text().partition("make ")[2]))
-WAIT_S = 90
+WAIT_S = 240
 SECTION_S = 240
 
 

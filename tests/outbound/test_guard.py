@@ -1,12 +1,14 @@
 """What a stranger may make this machine call, and that the address which was checked is the one that is called."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from outbound.guard import Resolve, guard, public_address
+from outbound.guard import Resolve, guard, public_address, resolved
 from outbound.http import BadAddress, HttpClient, Unreachable
 from tests.outbound.test_http import saying, server
 
@@ -107,6 +109,21 @@ async def test_a_spelling_of_this_machine_is_this_machine(host: str) -> None:
     """By the machine's own resolver: what it makes of the text is what would be called."""
     with pytest.raises((BadAddress, Unreachable)):
         await public_address(host, 80)
+
+
+async def test_a_name_server_that_never_answers_keeps_no_thread_from_our_own_work() -> None:
+    """Resolving waits in threads of its own: here those of everything else are all taken."""
+    is_over = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as ours:
+        asyncio.get_running_loop().set_default_executor(ours)
+        waiting = asyncio.create_task(asyncio.to_thread(is_over.wait))
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(5):
+                assert await resolved("127.0.0.1", 80) == ["127.0.0.1"]
+        finally:
+            is_over.set()
+            await waiting
 
 
 async def test_a_name_without_an_address_is_not_reached() -> None:

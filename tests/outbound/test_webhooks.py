@@ -69,7 +69,7 @@ def test_a_signature_of_another_time_is_refused(age_s: int) -> None:
         {"webhook-signature": "v2," + "A" * 44},
         {"webhook-signature": ",,, ,v1"},
     ],
-    ids=str,
+    ids=lambda changed: next((f"{name}: {len(value)}" for name, value in changed.items()), "none"),
 )
 def test_headers_that_are_changed_or_no_headers_at_all_are_refused(changed: dict[str, str]) -> None:
     headers = signed_headers([SECRET], "msg_1", now_s() - 60, BODY)
