@@ -2,11 +2,13 @@
 The door of a run's files: jobs push checkpoints through it, part by part and the manifest last, and the job that goes
 on from one fetches it. Who asks proves itself by a token that is good for one job.
 
-What a resuming job was told of stays as long as it works, however often the job before it pushes meanwhile.
+What a resuming job was told of stays as long as it works, however often the job before it pushes meanwhile. When the
+run has ended the door is shut, and what nobody goes on from is forgotten.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,11 +18,12 @@ from agent.artifacts import JOB_BYTES_MAX
 from agent.checkpoints import folder_of, read_file
 from agent.core.errors import JobOver, UnknownArtifact, UnknownRun, UploadIncomplete, UploadRefused, UploadTooLarge
 from agent.core.model import Job, Run
-from agent.core.states import JOB_ENDS
-from agent.inputs import DATA_NAME, INPUTS, once_through
+from agent.core.states import JOB_ENDS, RUN_ENDS
+from agent.inputs import DATA_NAME, INPUTS
 from agent.ports import Agent
 from wire.checkpoint import MANIFEST_BYTES_MAX, MANIFEST_NAME, PARTS_MAX, Manifest, wrong_manifest
 from wire.control import FileReply
+from wire.file_name import NotAFileName
 from wire.jobs import input_hash
 from wire.model import first_error
 
@@ -51,7 +54,7 @@ async def keep_file(
 
     Raises:
         UploadRefused: the token is not that job's.
-        JobOver: the job ended more than a minute ago.
+        JobOver: the job ended more than a minute ago, or its run has ended.
         UploadIncomplete: these are other bytes than was said, or a part of the manifest is not there.
         UploadTooLarge: the job keeps too much already.
         ArtifactsUnavailable, StoreUnavailable
@@ -60,19 +63,22 @@ async def keep_file(
     job = next((one for one in holders if one.job_id == job_id), None)
     if job is None:
         raise UploadRefused("the token is not this job's")
+    if run.status in RUN_ENDS:
+        raise _run_over(run)
     if job.completed_at is not None and await agent.store.now() > job.completed_at + timedelta(seconds=AFTER_END_S):
         raise JobOver(f"{job_id} ended at {job.completed_at.isoformat(timespec='seconds')}")
     if hashlib.sha256(body).hexdigest() != sha256.lower():
         raise UploadIncomplete(f"{len(body)} bytes came, with another hash than was announced")
     folder = folder_of(job_id)
-    if await agent.artifacts.size(run_id, folder, name) is None:
-        usage = await agent.artifacts.usage(run_id, folder)
-        if usage.files >= FILES_MAX or usage.bytes + len(body) > JOB_BYTES_MAX:
-            raise UploadTooLarge(f"a job keeps {JOB_BYTES_MAX} bytes in {FILES_MAX} files")
+    replaced = await agent.artifacts.size(run_id, folder, name)
+    usage = await agent.artifacts.usage(run_id, folder)
+    has_no_room = replaced is None and usage.files >= FILES_MAX
+    if has_no_room or usage.bytes - (replaced or 0) + len(body) > JOB_BYTES_MAX:
+        raise UploadTooLarge(f"a job keeps {JOB_BYTES_MAX} bytes in {FILES_MAX} files")
     if name == MANIFEST_NAME:
         await _keep_manifest(agent, run, job, body)
     else:
-        await agent.artifacts.put(run_id, folder, name, once_through(body))
+        await agent.artifacts.put(run_id, folder, name, _before_the_end(agent, run_id, body))
     return FileReply(name=name, bytes=len(body), sha256=sha256.lower())
 
 
@@ -105,7 +111,10 @@ async def find_file(agent: Agent, run_id: str, job_id: str, name: str, token: st
 
 
 async def _found(agent: Agent, run_id: str, folder: str, name: str) -> Found:
-    size = await agent.artifacts.size(run_id, folder, name)
+    try:
+        size = await agent.artifacts.size(run_id, folder, name)
+    except NotAFileName as error:
+        raise UnknownArtifact(str(error)) from None
     if size is None:
         raise UnknownArtifact("there is no file of this name")
     return Found(run_id, folder, name, size)
@@ -141,30 +150,71 @@ async def _keep_manifest(agent: Agent, run: Run, job: Job, body: bytes) -> None:
     for part in manifest.parts():
         if await store.size(run_id, folder, part.name) != part.bytes:
             raise UploadIncomplete(f"{part.name} is not there, or not as long as the manifest says")
-    current = await read_file(agent, run_id, job.job_id, MANIFEST_NAME)
-    if current == body:
-        return
-    if current is not None:
-        await _let_go(agent, run, job, (body, current))
-        await store.put(run_id, folder, PREVIOUS, once_through(current))
-    await store.put(run_id, folder, MANIFEST_NAME, once_through(body))
+    current, pins = await read_file(agent, run_id, job.job_id, MANIFEST_NAME), _pins(run, job)
+    if current is not None and current != body:
+        oldest = await read_file(agent, run_id, job.job_id, PREVIOUS)
+        if oldest is not None and (pin := f".{hashlib.sha256(oldest).hexdigest()}") in pins:
+            await store.put(run_id, folder, pin, _before_the_end(agent, run_id, oldest))
+        await store.put(run_id, folder, PREVIOUS, _before_the_end(agent, run_id, current))
+    if current != body:
+        await store.put(run_id, folder, MANIFEST_NAME, _before_the_end(agent, run_id, body))
+    staying = await _of_manifests(agent, run_id, job.job_id, {MANIFEST_NAME, PREVIOUS, *pins})
+    # A part of a later step may be of a push that goes on.
+    await store.sweep(run_id, folder, lambda name: name in staying or _step(name) > manifest.step)
 
 
-async def _let_go(agent: Agent, run: Run, job: Job, kept: Iterable[bytes]) -> None:
-    """Remove the parts of the checkpoint before the last, but those of the ones that are `kept` or resumed from."""
-    oldest = await read_file(agent, run.run_id, job.job_id, PREVIOUS)
-    if oldest is None:
-        return
+def _pins(run: Run, job: Job) -> set[str]:
+    """Return what the manifests are called that are kept for those who go on from `job`."""
     resuming = [one for one in run.jobs if one.resumes == job.job_id and one.status not in JOB_ENDS]
-    pins = {one.checkpoint.sha256 for one in resuming if one.checkpoint is not None}
-    folder, sha256 = folder_of(job.job_id), hashlib.sha256(oldest).hexdigest()
-    if sha256 in pins:
-        await agent.artifacts.put(run.run_id, folder, f".{sha256}", once_through(oldest))
-    pinned = [await read_file(agent, run.run_id, job.job_id, f".{one}") for one in sorted(pins)]
-    staying = {name for content in (*kept, *pinned) if content is not None for name in _parts(content)}
-    for name in sorted(_parts(oldest) - staying):
-        await agent.artifacts.remove(run.run_id, folder, name)
+    return {f".{one.checkpoint.sha256}" for one in resuming if one.checkpoint is not None}
 
 
-def _parts(content: bytes) -> set[str]:
-    return {part.name for part in Manifest.from_json(content).parts()}
+async def _of_manifests(agent: Agent, run_id: str, job_id: str, names: Iterable[str]) -> set[str]:
+    """Return the manifests of these `names` that are there, and the parts that they name."""
+    found: set[str] = set()
+    for name in sorted(names):
+        content = await read_file(agent, run_id, job_id, name)
+        if content is not None:
+            # What cannot be read any more is of no use: it was whole when it came.
+            with suppress(ValueError):
+                found |= {name, *(part.name for part in Manifest.from_json(content).parts())}
+    return found
+
+
+def _step(part_name: str) -> int:
+    """Return the step of a checkpoint that a part is of, by its name: -1 where that does not say it."""
+    step = part_name.partition("-")[0]
+    return int(step) if step.isdecimal() else -1
+
+
+async def close_files(agent: Agent, run: Run) -> None:
+    """
+    Forget what nobody needs of the files of a run that has ended; what is under way then is not kept any more.
+
+    Of a job that left its work undone the last whole checkpoint stays, unless the run was completed without it.
+
+    Raises:
+        ArtifactsUnavailable: some may be there still.
+    """
+    for job in run.jobs:
+        is_of_use = run.status != "completed" and job.status != "completed"
+        names = {MANIFEST_NAME} if is_of_use else ()
+        checkpoint = await _of_manifests(agent, run.run_id, job.job_id, names)
+        await agent.artifacts.sweep(run.run_id, folder_of(job.job_id), checkpoint.__contains__, closing=True)
+        fetched = {file.name for file in job.artifacts}
+        await agent.artifacts.sweep(run.run_id, job.job_id, fetched.__contains__, closing=True)
+
+
+async def _before_the_end(agent: Agent, run_id: str, body: bytes) -> AsyncIterator[bytes]:
+    """
+    Yield `body`, and end only if the run goes on.
+
+    The upload is entered by the time it is looked: either it sees the run's end, or `close_files` sees it.
+    """
+    yield body
+    if (run := await agent.store.read_run(run_id)).status in RUN_ENDS:
+        raise _run_over(run)
+
+
+def _run_over(run: Run) -> JobOver:
+    return JobOver(f"the run is {run.status}")

@@ -2,7 +2,7 @@
 What the agent needs of the world. Edges implement these; tests run one contract suite per port.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -193,7 +193,6 @@ class Usage:
 class ArtifactStore(Protocol):
     """
     The files that jobs left, by run, job and name. Every method may raise ArtifactsUnavailable.
-
     Any name is kept that `wire.file_name` can escape; another raises its NotAFileName.
     """
 
@@ -205,6 +204,9 @@ class ArtifactStore(Protocol):
 
     async def remove(self, run_id: str, job_id: str, name: str) -> bool:
         """Forget a file; return whether there was one."""
+
+    async def sweep(self, run_id: str, job_id: str, stays: Callable[[str], bool], *, closing: bool = False) -> None:
+        """Forget files whose names do not stay; `closing` ends uploads first: none that had begun is kept."""
 
     async def usage(self, run_id: str, job_id: str) -> Usage:
         """Return how much is kept of one job."""
@@ -299,7 +301,6 @@ class Agent:
     """
     What a use case is given. `wallet` is None where no key is configured: the agent then reads, never pays.
     `revoker` is None where the wallet signs documents and cannot send transactions.
-
     `callback_base_url` is the address that vendors reach this control plane at, None where they cannot: they then do
     not call back, and no job can leave checkpoints, nor move.
     """

@@ -33,6 +33,8 @@ async def _recover_job(turn: Turn, vendor: Vendor | None, job: Job) -> str | Non
     if payment.status in OPEN_PAYMENTS and turn.now.timestamp() >= payment.valid_before_s:
         await settle(turn, payment)
         payment = find_payment(turn.run, payment.payment_id)
+    if payment.status == "failed" and lost_race(turn.run, job):
+        return await _dropped(turn, job, HEDGE_LOST)
     if payment.status == "failed":
         why = payment.error_message or ""
         return await _fail(turn, job, why if why.startswith("terms_changed: ") else f"payment_refused: {why}")
@@ -65,10 +67,7 @@ async def _resume(turn: Turn, vendor: Vendor | None, job: Job) -> str:
     """Go on with a job that was quoted and never signed for; nothing has been paid."""
     stop = stop_wanted(turn.run, turn.run.cancel_requested_at, turn.now)
     if stop or lost_race(turn.run, job):
-        why = stop[1] if stop else HEDGE_LOST
-        turn.record(JobEnded(at=turn.now, job_id=job.job_id, status="cancelled", error_message=why))
-        await turn.save()
-        return "Waiting"
+        return await _dropped(turn, job, stop[1] if stop else HEDGE_LOST)
     if vendor is None:
         return await _fail(turn, job, "vendor_not_registered: nothing was paid")
     return await pay(turn, vendor, job)
@@ -98,6 +97,12 @@ async def _found(turn: Turn, vendor: Vendor, payment: Payment) -> bool:
     """Look the job up at the vendor by its key; take it up if it is there. Raises VendorError."""
     found = await turn.agent.vendors.find(vendor, payment.payment_id)
     return found is not None and await take_up(turn, payment, found.vendor_job_id)
+
+
+async def _dropped(turn: Turn, job: Job, why: str) -> str:
+    turn.record(JobEnded(at=turn.now, job_id=job.job_id, status="cancelled", error_message=why))
+    await turn.save()
+    return "Waiting"
 
 
 async def _fail(turn: Turn, job: Job, why: str) -> str:

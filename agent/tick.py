@@ -6,6 +6,7 @@ serve any tick.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,14 +26,25 @@ from agent.core.decide import (
     decide,
     open_artifacts,
     question_of,
+    stop_wanted,
     tick_document,
     worth_reading,
 )
-from agent.core.errors import ChainUnavailable, NoSigner, RunBusy, RunFinished, StaleClaim, Unavailable, WalletError
+from agent.core.errors import (
+    ArtifactsUnavailable,
+    ChainUnavailable,
+    NoSigner,
+    RunBusy,
+    RunFinished,
+    StaleClaim,
+    Unavailable,
+    WalletError,
+)
 from agent.core.events import Decided, RunEnded
 from agent.core.model import Phase, Run, Vendor
 from agent.core.planning import Proposal
 from agent.core.states import RUN_ENDS
+from agent.files import close_files
 from agent.observe import observe
 from agent.ports import Agent, Busy
 from agent.purchase import OVER_BUDGET, SUBMIT_FAILED, start_job, wallet_of
@@ -68,10 +80,12 @@ async def tick(agent: Agent, run_id: str, *, due_before: datetime | None = None)
     if isinstance(claim, Busy):
         raise RunBusy(claim.retry_after_s)
     turn = Turn.of(agent, claim)
+    if turn.run.status in RUN_ENDS:
+        # It stays as due as it was: what is left to do is for `watch_refunds`.
+        await agent.store.release(run_id, turn.token, turn.run.next_tick_at)
+        raise RunFinished(f"Run already {turn.run.status}")
     message, action = "", None
     try:
-        if turn.run.status in RUN_ENDS:
-            raise RunFinished(f"Run already {turn.run.status}")
         message, action = await _advance(turn)
     except StaleClaim:
         raise RunBusy(agent.limits.lease_s) from None
@@ -82,12 +96,16 @@ async def tick(agent: Agent, run_id: str, *, due_before: datetime | None = None)
 
 
 async def watch_refunds(agent: Agent, run_id: str) -> bool:
-    """Count refunds of an ended run that came late; return whether any did. Busy runs are left alone."""
+    """
+    Do what is left to do for an ended run: close its files, count refunds that came late; return whether any did.
+    Busy runs are left alone.
+    """
     claim = await agent.store.claim(run_id, agent.limits.lease_s)
     if isinstance(claim, Busy):
         return False
     turn = Turn.of(agent, claim)
     try:
+        await _close(turn)
         vendors = await agent.store.list_vendors()
         return await collect_refunds(turn, {vendor.vendor_id: vendor for vendor in vendors})
     finally:
@@ -111,23 +129,59 @@ async def _advance(turn: Turn) -> tuple[str, Action | None]:
         cancel_requested_at=turn.run.cancel_requested_at,
         vendors=tuple(vendors),
         has_slots=True,
-        checkpoints=await read_checkpoints(turn.agent, turn.run, worth_reading(turn.run, turn.now)),
     )
-    action = decide(turn.run, facts, turn.now)
-    if isinstance(action, AskPlanner):
-        # The log keeps what was known: of vendors that are gone nothing is asked.
-        standings = tuple(one for one in await turn.agent.store.standings() if one.vendor_id in by_id)
-        facts = replace(facts, standings=standings)
-        wish = await turn.agent.planner.propose(question_of(turn.run, facts, turn.now))
-        facts = replace(facts, proposal=wish)
-        action = decide(turn.run, facts, turn.now)
+    acted, action, proposal = await _step(turn, by_id, facts)
+    while going_on := _going_on(turn, action):
+        facts = replace(facts, asked=(*facts.asked, *going_on))
+        acted, action, proposal = await _step(turn, by_id, facts)
+    return message or acted, action if proposal is not None else None
+
+
+async def _step(turn: Turn, vendors: dict[str, Vendor], facts: Facts) -> tuple[str, Action, Proposal | None]:
+    """Decide, record it, act; return the message, what was decided and the planner's wish, None if it was not asked."""
+    facts, action = await _decision(turn, vendors, facts)
     if isinstance(action, StartJob):
         wallet_of(turn.agent)
     turn.record_tick(tick_document(TickRecord(now=turn.now, facts=facts, action=action)))
     if facts.proposal is not None or not isinstance(action, Wait):
         turn.record(_decided(turn, facts.proposal, action))
-    acted = await _ACTS[type(action)](turn, by_id, action)
-    return message or acted, action if facts.proposal is not None else None
+    return await _ACTS[type(action)](turn, vendors, action), action, facts.proposal
+
+
+async def _decision(turn: Turn, vendors: dict[str, Vendor], facts: Facts) -> tuple[Facts, Action]:
+    """
+    Return what is to be done, and all that was known for it: the checkpoints, and the planner's wish if it was asked.
+
+    Raises:
+        ArtifactsUnavailable: a job would be started, and nobody knows from where. Jobs are stopped all the same.
+    """
+    away: ArtifactsUnavailable | None = None
+    try:
+        checkpoints = await read_checkpoints(turn.agent, turn.run, worth_reading(turn.run, turn.now))
+        facts = replace(facts, checkpoints=checkpoints)
+    except ArtifactsUnavailable as error:
+        away = error
+    action = decide(turn.run, facts, turn.now)
+    if not isinstance(action, AskPlanner):
+        return facts, action
+    if away is not None:
+        raise away
+    # The log keeps what was known: of vendors that are gone nothing is asked.
+    standings = tuple(one for one in await turn.agent.store.standings() if one.vendor_id in vendors)
+    facts = replace(facts, standings=standings)
+    wish = await turn.agent.planner.propose(question_of(turn.run, facts, turn.now))
+    facts = replace(facts, proposal=wish)
+    return facts, decide(turn.run, facts, turn.now)
+
+
+def _going_on(turn: Turn, action: Action) -> tuple[str, ...]:
+    """Return the jobs that were asked to stop and do not, where the run has other work that need not wait for them."""
+    run = turn.run
+    if not isinstance(action, CancelJobs) or run.job.count == 1:
+        return ()
+    if stop_wanted(run, run.cancel_requested_at, turn.now):
+        return ()
+    return tuple(job.job_id for job in active_jobs(run) if job.job_id in action.job_ids)
 
 
 async def _catch_up(turn: Turn, vendors: dict[str, Vendor]) -> str | None:
@@ -166,7 +220,16 @@ async def _end(turn: Turn, vendors: dict[str, Vendor], action: EndRun) -> str:
     turn.record(*give_up(turn))
     turn.record(RunEnded(at=turn.now, status=action.status, reason=action.reason, detail=action.detail))
     await turn.save()
+    await _close(turn)
     return {"completed": "Job completed", "failed": "Run aborted"}.get(action.status, f"Run {action.status}")
+
+
+async def _close(turn: Turn) -> None:
+    """Close the files of a run that has ended; what cannot be closed now is for a later look at it."""
+    if turn.run.status in RUN_ENDS:
+        with suppress(ArtifactsUnavailable):
+            await close_files(turn.agent, turn.run)
+            turn.closed = True
 
 
 async def _cancel(turn: Turn, vendors: dict[str, Vendor], action: CancelJobs) -> str:
@@ -229,4 +292,6 @@ def _next_tick_at(turn: Turn, message: str, action: Action | None = None) -> dat
     ages = [turn.now - at for at in (*announced, *ended)]
     # Each look at a refund that may come is after twice the time of the last, and there is a last one.
     waits = [max(age, timedelta(seconds=limits.refund_wait_s)) for age in ages if age.days < limits.refund_days_max]
+    if not turn.closed:
+        waits.append(max(turn.now - (run.completed_at or turn.now), timedelta(seconds=LOOK_AGAIN_S)))
     return turn.now + min(waits) if waits else None

@@ -23,7 +23,7 @@ from agent.ports import Agent, Claim
 class Turn:
     """
     `now` is the store's clock at the claim: one time for everything the tick decides. `claimed_s` is the running loop's
-    clock then: the lease is counted from there.
+    clock then: the lease is counted from there. `closed`: the run has ended and so have its files.
     """
 
     agent: Agent
@@ -34,6 +34,7 @@ class Turn:
     unsaved: list[Entry] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    closed: bool = False
 
     @classmethod
     def of(cls, agent: Agent, claim: Claim) -> "Turn":

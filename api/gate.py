@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from inbound.stranger import is_near
 from inbound.web import ProblemReply
-from wire.loopback import is_address, is_loopback
 from wire.problems import problem_document
 
 OPEN = frozenset({"/health"})
@@ -26,8 +26,6 @@ SWEEP = "/agent-sweep"
 SIGNED = frozenset({("POST", "/vendor-callback")})
 # Prove themselves by the token of the job whose files they are.
 TOKENED = ("/agent-files/", frozenset({"GET", "PUT"}))
-# What proxies add.
-_FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,21 +73,6 @@ def refusal(
     if any([hmac.compare_digest(given, one.encode()) for one in wanted]):
         return None
     return "forbidden", "the bearer secret is another one"
-
-
-def is_near(scope: Scope) -> bool:
-    """
-    Return whether a program of this machine sent the request, over loopback or a Unix socket.
-
-    What Host says proves nothing: whoever sends a request writes it. The server's own address is looked at too, since
-    a client that has hung up already has none. A proxy beside us would lend a stranger its address, but tells of him.
-    """
-    if any(name in _FORWARDED or name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
-        return False
-    client, server = scope.get("client"), scope.get("server")
-    return (client is None or is_loopback(client[0])) and (
-        server is None or is_loopback(server[0]) or not is_address(server[0])
-    )
 
 
 class Gate:

@@ -9,8 +9,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from agent.core.errors import UploadIncomplete
-from agent.files import find_file, keep_file
+from agent.files import INPUT_PREFIX, find_file, keep_file
 from agent.inputs import keep_input
+from agent.ports import Agent
 from api.files import BYTES, file_reply
 from api.routes import TheAgent
 from inbound.web import ExactRoute, JsonReply
@@ -27,6 +28,7 @@ JobId = Annotated[str, Path(max_length=300)]
 Token = Annotated[str, Header(alias="Authorization", max_length=1_000)]
 Hash = Annotated[str, Header(alias="x-content-sha256", pattern=SHA256)]
 PartName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")]
+Wanted = Annotated[str, Header(alias="Range")]
 _BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
 
 
@@ -46,7 +48,7 @@ async def put_agent_file(
     return JsonReply(kept, status_code=201)
 
 
-@router.get("/agent-files/{run_id}/{job_id}/{name:path}", response_class=StreamingResponse, responses=BYTES)
+@router.get("/agent-files/{run_id}/{job_id}/{name}", response_class=StreamingResponse, responses=BYTES)
 async def get_agent_file(
     request: Request,
     agent: TheAgent,
@@ -54,12 +56,24 @@ async def get_agent_file(
     job_id: JobId,
     name: str,
     token: Token = "",
-    wanted: Annotated[str, Header(alias="Range")] = "",
+    wanted: Wanted = "",
 ) -> Response:
-    """Return what the job pushed, to it or to the job that resumes it; as `inputs/SHA-256` the run's dataset."""
-    found = await find_file(agent, run_id, job_id, name, _bearer(token))
-    where = (found.run_id, found.folder, found.name)
-    return file_reply(request, agent, where, found.bytes, wanted, {"cache-control": "no-store"})
+    """Return what the job pushed, to it or to the job that resumes it."""
+    return await _stream(request, agent, run_id, job_id, name, token, wanted)
+
+
+@router.get("/agent-files/{run_id}/{job_id}/inputs/{sha256}", response_class=StreamingResponse, responses=BYTES)
+async def get_agent_input(
+    request: Request,
+    agent: TheAgent,
+    run_id: RunId,
+    job_id: JobId,
+    sha256: str,
+    token: Token = "",
+    wanted: Wanted = "",
+) -> Response:
+    """Return the run's dataset, to its jobs."""
+    return await _stream(request, agent, run_id, job_id, f"{INPUT_PREFIX}{sha256}", token, wanted)
 
 
 @router.put(
@@ -79,6 +93,14 @@ async def put_agent_input(
     body = await _body(request)
     start, total = _place(content_range, len(body))
     return JsonReply(await keep_input(agent, sha256, start, total, body), status_code=201)
+
+
+async def _stream(
+    request: Request, agent: Agent, run_id: str, job_id: str, name: str, token: str, wanted: str
+) -> Response:
+    found = await find_file(agent, run_id, job_id, name, _bearer(token))
+    where = (found.run_id, found.folder, found.name)
+    return file_reply(request, agent, where, found.bytes, wanted, {"cache-control": "no-store"})
 
 
 async def _body(request: Request) -> bytes:

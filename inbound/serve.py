@@ -61,6 +61,14 @@ def serve(app: "ASGIApp", server: socket.socket, *, name: str, drain_s: int) -> 
     logger.info("%s has stopped", name)
 
 
+def stopped_by_signals() -> asyncio.Event:
+    """Return an event of the running loop that SIGTERM and Ctrl-C set from now on."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
 async def serve_until(app: "ASGIApp", server: socket.socket, stop: asyncio.Event, *, name: str, drain_s: int) -> None:
     """
     Serve `app` on a bound socket until `stop` is set, then let the requests in flight finish, and return.

@@ -11,11 +11,30 @@ Source: RFC 9110 section 7.2 (Host), RFC 6454 section 7 (Origin), W3C Fetch Meta
 import re
 from collections.abc import Collection, Iterable
 
-from wire.loopback import is_loopback
+from starlette.types import Scope
+
+from wire.loopback import is_address, is_loopback
 
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:[0-9]{1,5})?")
 _OWN_SITES = ("same-origin", "none")
 _SHOWN_CHARS_MAX = 100
+# What proxies add.
+_FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip"})
+
+
+def is_near(scope: Scope) -> bool:
+    """
+    Return whether a program of this machine sent the request, over loopback or a Unix socket.
+
+    What Host says proves nothing: whoever sends a request writes it. The server's own address is looked at too, since
+    a client that has hung up already has none. A proxy beside us would lend a stranger its address, but tells of him.
+    """
+    if any(name in _FORWARDED or name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
+        return False
+    client, server = scope.get("client"), scope.get("server")
+    return (client is None or is_loopback(client[0])) and (
+        server is None or is_loopback(server[0]) or not is_address(server[0])
+    )
 
 
 def stranger(scheme: str, headers: Iterable[tuple[bytes, bytes]], hosts: Collection[str]) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -131,6 +132,7 @@ def create_door(
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_request)
+    app.add_exception_handler(ClientDisconnect, _let_go)
     app.add_exception_handler(Exception, _fail)
     if hosts is not None:
         app.add_middleware(_Strangers, hosts=frozenset(hosts))
@@ -164,6 +166,11 @@ def _methods(request: Request) -> list[str]:
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
     ]
+
+
+async def _let_go(request: Request, error: Exception) -> Response:
+    """Who asked went away in the middle of its body; nobody reads this."""
+    return ProblemReply(problem_document("malformed_json", "the connection ended before the body did"))
 
 
 async def _fail(request: Request, error: Exception) -> Response:

@@ -106,7 +106,7 @@ PROBLEMS: dict[str, Problem] = {
     "not_selling": Problem(503, "The vendor sells nothing now", "Nothing was charged. Try elsewhere."),
     "requester_refused": Problem(403, "The vendor does not sell to this payer", "Nothing was charged. Try elsewhere."),
     "draining": Problem(503, "The vendor is shutting down", "Nothing was charged. Try elsewhere."),
-    "job_ended": Problem(409, "The job has ended", "Its files are taken for a minute after its end, not later."),
+    "job_ended": Problem(409, "The job has ended", "Files are taken for a minute after its end, none after its run's."),
     "upload_incomplete": Problem(422, "The upload is not whole", "Nothing of it was kept. Send all of it again."),
     "upload_refused": Problem(403, "This token may not write here", "Use the grant of the job that the file is of."),
     "vendor_fault": Problem(500, "The vendor failed on purpose", "This fault was scripted; see docs/vendor-api.md."),

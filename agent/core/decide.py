@@ -26,7 +26,8 @@ class Facts:
     """
     What a tick learned before it decided. `proposal` is None until the planner was asked.
 
-    `has_slots` is False in logs of before there were slots. `checkpoints` are those of `worth_reading`.
+    `has_slots` is False in logs of before there were slots. `checkpoints` are those of `worth_reading`. `asked` are
+    the jobs that were to be stopped in this tick, and go on: what else there is to do does not wait for their vendors.
     """
 
     attempts_max: int
@@ -40,6 +41,7 @@ class Facts:
     proposal: Proposal | None = None
     has_slots: bool = False
     checkpoints: tuple[Checkpoint, ...] = ()
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +190,7 @@ def _stop_jobs(run: Run, facts: Facts, now: datetime) -> Action | None:
         since = facts.cancel_requested_at or run.deadline or now
         return CancelJobs(reason=stop[1], job_ids=tuple(job.job_id for job in submitted), since=since)
     due = {job.job_id: _paid_until(job) + timedelta(seconds=facts.overdue_s) for job in submitted}
-    late = tuple(job_id for job_id, at in due.items() if now > at)
+    late = tuple(job_id for job_id, at in due.items() if now > at and job_id not in facts.asked)
     return CancelJobs(reason="overdue", job_ids=late, since=min(due[job_id] for job_id in late)) if late else None
 
 
@@ -197,7 +199,8 @@ def _paid_until(job: Job) -> datetime:
 
 
 def _stop_losers(run: Run, facts: Facts, now: datetime) -> Action | None:
-    losers = [job for job in active_jobs(run) if job.vendor_job_id is not None and slots.lost_race(run, job)]
+    able = (job for job in active_jobs(run) if job.vendor_job_id is not None and job.job_id not in facts.asked)
+    losers = [job for job in able if slots.lost_race(run, job)]
     if not losers:
         return None
     won = [at for job in losers if (at := slots.winner_of(run, job.slot)) is not None]

@@ -1,18 +1,21 @@
 """
 Artifacts in a folder of this machine: one file each, at `run/job/name`, readable by its owner alone.
 
-A file is written under a hidden name, brought to the disk, and then renamed: it is there whole or not at all. Hidden
-files that nothing was written to for an hour are of killed uploads; they go with the next put of the same job.
+A file is written under a hidden name, brought to the disk, and then renamed: it is there whole or not at all. Its lock
+is held meanwhile. A hidden file that nobody holds, or that nothing was written to for an hour, is of a dead upload; it
+goes with the next put of the same run.
 """
 
 import asyncio
+import fcntl
 import os
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from agent.core.errors import ArtifactsUnavailable, UnknownArtifact
 from agent.ports import Usage
@@ -62,6 +65,10 @@ class FolderArtifacts:
                 return False
         return True
 
+    async def sweep(self, run_id: str, job_id: str, stays: Callable[[str], bool], *, closing: bool = False) -> None:
+        with _translated():
+            await asyncio.to_thread(_sweep, self._path(run_id, job_id, "any").parent, stays, closing)
+
     async def usage(self, run_id: str, job_id: str) -> Usage:
         with _translated():
             return await asyncio.to_thread(_usage, self._path(run_id, job_id, "any").parent)
@@ -93,29 +100,76 @@ class FolderArtifacts:
         for folder in (path.parent.parent, path.parent):
             folder.mkdir(FOLDER_MODE, exist_ok=True)
         # No kept file begins with a dot.
-        for hidden in path.parent.glob(".*"):
+        for hidden in path.parent.parent.glob("*/.*"):
             with suppress(FileNotFoundError):
-                if hidden.stat().st_mtime < time.time() - ABANDONED_S:
-                    hidden.unlink()
-        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
+                _remove_dead(hidden)
+        return _begun(path.parent)
+
+
+def _begun(folder: Path) -> BinaryIO:
+    """Return a new hidden file, locked as long as it is open."""
+    while True:
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
         os.close(descriptor)
-        return open(temporary, "wb")
+        # Until it is locked another put may take it for a dead one's.
+        with suppress(FileNotFoundError):
+            file = open(temporary, "r+b")  # noqa: SIM115 - who puts closes it
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.exists(temporary):
+                return file
+            file.close()
+
+
+def _remove_dead(hidden: Path) -> None:
+    """Remove the file of an upload whose process has ended, or has been frozen for long."""
+    with hidden.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if hidden.stat().st_mtime >= time.time() - ABANDONED_S:
+                return
+        hidden.unlink()
+
+
+def _sweep(folder: Path, stays: Callable[[str], bool], closing: bool) -> None:
+    # In this order: an upload that was renamed before it could be removed is found among the kept.
+    if closing:
+        _unlink(path for path in _names(folder) if path.name.startswith("."))
+    # No kept file begins with a dot.
+    _unlink(path for path in _names(folder) if not path.name.startswith(".") and not stays(unquote(path.name)))
+    if closing:
+        # It is no longer there, or something stays in it.
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _names(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except FileNotFoundError:
+        return []
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _usage(folder: Path) -> Usage:
-    try:
-        # No kept file begins with a dot.
-        sizes = [file.stat().st_size for file in os.scandir(folder) if not file.name.startswith(".")]
-    except FileNotFoundError:
-        return Usage(0, 0)
+    # No kept file begins with a dot.
+    sizes = []
+    for path in _names(folder):
+        with suppress(FileNotFoundError):
+            if not path.name.startswith("."):
+                sizes.append(path.stat().st_size)
     return Usage(len(sizes), sum(sizes))
 
 
 def _finish(file: BinaryIO, path: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
-    file.close()
     os.replace(file.name, path)
+    file.close()
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -7,10 +7,11 @@ that no document knows, or no longer, are litter. So no uploader touches another
 and one whose entry was struck out because it was frozen for too long can no longer replace anything.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import unquote
 
 from bson import ObjectId
 from gridfs import AsyncGridFSBucket, NoFile
@@ -25,6 +26,8 @@ from wire.file_name import to_file_name
 
 BUCKET = "artifacts"
 ABANDONED_S = 3_600
+# A document that knows nothing.
+_EMPTY = {"file": {"$exists": False}, "uploads": []}
 
 
 class GridFsArtifacts:
@@ -53,6 +56,8 @@ class GridFsArtifacts:
         except BaseException:
             with suppress(PyMongoError):
                 await stream.abort()
+                await (await self._current()).update_one({"_id": path}, {"$pull": {"uploads": upload}})
+                await self._forget_empty(path)
             raise
         with _translated():
             await self._replace(path, upload, stream.length)
@@ -67,15 +72,31 @@ class GridFsArtifacts:
             path = _path(run_id, job_id, name)
             # Uploads under way stay entered: theirs is the last word.
             before = await (await self._current()).find_one_and_update({"_id": path}, {"$unset": {"file": True}})
+            await self._forget_empty(path)
             if before is None or "file" not in before:
                 return False
             with suppress(NoFile):
                 await (await self._bucket()).delete(before["file"]["file_id"])
         return True
 
-    async def usage(self, run_id: str, job_id: str) -> Usage:
+    async def sweep(self, run_id: str, job_id: str, stays: Callable[[str], bool], *, closing: bool = False) -> None:
         job = _path(run_id, job_id)
-        found = {"_id": {"$gte": f"{job}/", "$lt": f"{job}0"}, "file": {"$exists": True}}
+        with _translated():
+            current = await self._current()
+            # In this order: an upload that took its place before its entry was struck out is found among the kept.
+            if closing:
+                await current.update_many({"_id": _below(job)}, {"$set": {"uploads": []}})
+            paths = [document["_id"] async for document in current.find({"_id": _below(job)}, {"_id": True})]
+        for name in (unquote(path.rpartition("/")[2]) for path in paths):
+            if not stays(name):
+                await self.remove(run_id, job_id, name)
+        if closing:
+            with _translated():
+                await current.delete_many({"_id": _below(job), **_EMPTY})
+                await self._sweep(job)
+
+    async def usage(self, run_id: str, job_id: str) -> Usage:
+        found = {"_id": _below(_path(run_id, job_id)), "file": {"$exists": True}}
         summed = {"_id": None, "files": {"$sum": 1}, "bytes": {"$sum": "$file.bytes"}}
         with _translated():
             cursor = await (await self._current()).aggregate([{"$match": found}, {"$group": summed}])
@@ -118,17 +139,24 @@ class GridFsArtifacts:
             entered, {"$set": {"file": file}, "$pull": {"uploads": upload}}
         )
         if before is None:
-            raise ArtifactsUnavailable(f"the upload took more than {self._abandoned_s} s and was removed")
+            with suppress(PyMongoError):
+                await (await self._bucket()).delete(file["file_id"])
+            raise ArtifactsUnavailable(
+                f"it took more than {self._abandoned_s} s, or the job was closed: it was removed"
+            )
         # It is kept: what cannot be removed now is litter.
         with suppress(PyMongoError):
             if "file" in before:
                 await (await self._bucket()).delete(before["file"]["file_id"])
 
+    async def _forget_empty(self, path: str) -> None:
+        """Remove the document of `path` where it knows nothing."""
+        await (await self._current()).delete_one({"_id": path, **_EMPTY})
+
     async def _sweep(self, job: str) -> None:
         """Remove what is litter of `job`, a path without a name."""
-        # "0" follows "/": these are the paths, and the files, of this job. The order matters: what was found and is
-        # not known afterwards never will be.
-        mine = {"$gte": f"{job}/", "$lt": f"{job}0"}
+        # The order matters: what was found and is not known afterwards never will be.
+        mine = _below(job)
         found = await (await self._mongo.database())[f"{BUCKET}.chunks"].distinct("files_id", {"files_id": mine})
         too_old = ObjectId.from_datetime(datetime.now(UTC) - timedelta(seconds=self._abandoned_s))
         await (await self._current()).update_many({"_id": mine}, {"$pull": {"uploads": {"$lt": too_old}}})
@@ -143,6 +171,11 @@ class GridFsArtifacts:
 
 def _path(*parts: str) -> str:
     return "/".join(to_file_name(part) for part in parts)
+
+
+def _below(job: str) -> dict[str, str]:
+    """Return what the paths, and the files, of `job` are: "0" follows "/"."""
+    return {"$gte": f"{job}/", "$lt": f"{job}0"}
 
 
 def _file_id(path: str, upload: ObjectId) -> str:

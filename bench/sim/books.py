@@ -57,6 +57,14 @@ class Job:
             return self.end
         return "submitted" if now_s < self.began_s + START_S else "running"
 
+    def stop(self, fault: str | None, now_s: float) -> None:
+        """End now, as asked; or go on all the same, or turn out to have been done already: `fault` says so."""
+        self.stubborn = fault == "cancel_ignored"
+        if fault == "cancel_too_late":
+            self.ends_s, self.fault = now_s, None
+        elif not self.stubborn:
+            self.cancelled_s = now_s
+
     def ended_s(self) -> float:
         return self.ends_s if self.cancelled_s is None else self.cancelled_s
 

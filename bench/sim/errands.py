@@ -1,7 +1,7 @@
 """The agent's smaller ports in a simulated process: its signer, what keeps its files, its planner."""
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -67,6 +67,13 @@ class Shelf:
 
     async def remove(self, run_id: str, job_id: str, name: str) -> bool:
         return self._files.kept.pop((run_id, job_id, name), None) is not None
+
+    async def sweep(self, run_id: str, job_id: str, stays: Callable[[str], bool], *, closing: bool = False) -> None:
+        if self._process.faults.hit("files_away"):
+            raise ArtifactsUnavailable("the disk is away")
+        for run, job, name in tuple(self._files.kept):
+            if (run, job) == (run_id, job_id) and not stays(name):
+                del self._files.kept[run, job, name]
 
     async def usage(self, run_id: str, job_id: str) -> Usage:
         sizes = [len(content) for (run, job, _), content in self._files.kept.items() if (run, job) == (run_id, job_id)]

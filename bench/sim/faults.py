@@ -57,7 +57,8 @@ PER_MILLE: Mapping[str, float] = {
     "status_of_another_job": 12,
     "status_backwards": 20,
     "job_not_known": 15,
-    "cancel_ignored": 400,
+    "cancel_ignored": 250,
+    "cancel_too_late": 450,
     # Of every refund that is owed.
     "refund_late": 150,
     "refund_never_sent": 150,
@@ -84,7 +85,7 @@ EFFECTS = ("stale_save", "cheque_repeated", "orphan_cancelled", "job_resumed", "
 
 
 # In calm worlds: what makes work late and the late go on, as often as anywhere, and all else seldom.
-LATE = frozenset({"job_slow", "job_without_end", "cancel_ignored"})
+LATE = frozenset({"job_slow", "job_without_end", "job_failed", "cancel_ignored", "cancel_too_late"})
 CALM = 0.1
 
 

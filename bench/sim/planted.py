@@ -22,14 +22,12 @@ from agent.core.decide import CancelJobs
 from agent.core.events import Event, JobEnded, PaymentReserved, PaymentVoided, RefundSettled
 from agent.core.model import Checkpoint, Job, Payment, Run, Vendor
 from agent.core.policy import Hold, SpendingPolicy, holds_for
-from agent.core.states import JOB_ENDS
 from agent.turn import Turn
 from bench.sim.store import MemoryStore
 
 _SEND = agent.purchase.send
 _SAVE = Turn.save
 _ACTIVE = agent.core.decide.active_jobs
-_OPEN_SLOTS = agent.core.slots.open_slots
 _WITHOUT_LOSERS = tuple(rule for rule in agent.core.decide._RULES if rule is not agent.core.decide._stop_losers)
 _WITHOUT_OPEN = tuple(rule for rule in agent.core.decide._RULES if rule is not agent.core.decide._resolve_payments)
 
@@ -115,14 +113,8 @@ def _newest_of_all(run: Run, slot: int, checkpoints: Sequence[Checkpoint]) -> Ch
     return max(checkpoints, key=lambda one: (one.step, one.job_id), default=None)
 
 
-def _done_twice(run: Run) -> int:
-    ended = (job for job in run.jobs if job.status in JOB_ENDS)
-    return sum(job.status == "completed" or agent.core.slots.lost_race(run, job) for job in ended)
-
-
-def _open_by_jobs(run: Run) -> tuple[int, ...]:
-    left = run.job.count - len(_ACTIVE(run)) - _done_twice(run)
-    return _OPEN_SLOTS(run)[: max(0, left)]
+def _done_jobs(run: Run) -> int:
+    return sum(job.status == "completed" for job in run.jobs)
 
 
 def _drop_entries(self: MemoryStore, token: int, run: Any, entries: Sequence[Any] = (), **named: Any) -> Any:
@@ -176,7 +168,7 @@ PLANTS: Mapping[int, tuple[str, tuple[Patch, ...]]] = {
     ),
     15: (
         "a piece of work that two jobs did counts twice",
-        ((agent.core.slots, "done_count", _done_twice), (agent.core.slots, "open_slots", _open_by_jobs)),
+        ((agent.core.slots, "done_count", _done_jobs),),
     ),
 }
 

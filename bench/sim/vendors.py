@@ -180,9 +180,10 @@ class Vendors:
     def cancel(self, vendor: Vendor, vendor_job_id: str, cursor: str | None) -> JobStatus:
         job, now_s = self._job(vendor, vendor_job_id), self.clock_s()
         if job.is_live(now_s) and not job.stubborn:
-            job.stubborn = self.faults.hit("cancel_ignored")
-            if not job.stubborn:
-                job.cancelled_s = now_s
+            fault = self.faults.one_of(("cancel_ignored", "cancel_too_late"))
+            job.stop(fault, now_s)
+            if fault is not None:
+                self.faults.count(fault)
         return self._told(vendor, job, cursor)
 
     def artifacts(self, vendor: Vendor, vendor_job_id: str) -> ArtifactsReply:

@@ -256,10 +256,11 @@ class World:
         budget, hours = chance.choice(("0.05", "0.3", "1", "3", "10")), chance.choice(("0.01", "0.02", "0.1"))
         late_s = chance.uniform(*((110, 260) if hurried else (20, 400)))
         has_deadline = hurried or chance.random() < 0.3
+        counts = (1, 2, 3, 3) if hurried else (1, 1, 2, 3)
         request = StartRequest(
             goal="train",
             budget_total=Decimal("10" if hurried else budget),
-            job=JobRequest(max_hours=Decimal("0.1" if hurried else hours), count=chance.choice((1, 1, 2, 3))),
+            job=JobRequest(max_hours=Decimal("0.1" if hurried else hours), count=chance.choice(counts)),
             deadline=self.now() + timedelta(seconds=late_s) if has_deadline else None,
         )
         run_id = f"run_{len(self.runs) + 1:032d}"

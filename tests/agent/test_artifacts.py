@@ -220,6 +220,9 @@ class Memory:
     async def put(self, run_id: str, job_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
         self.files[name] = b"".join([chunk async for chunk in chunks])
 
+    async def sweep(self, run_id: str, job_id: str, stays: Callable[[str], bool], *, closing: bool = False) -> None:
+        """Nothing ever goes."""
+
 
 class Quick(httpx.AsyncBaseTransport):
     """Answers /abc without troubling the vendor."""

@@ -2,9 +2,11 @@
 
 from datetime import timedelta
 
+import httpx
 import pytest
 
 from agent.core.model import Run
+from agent.core.slots import spent_attempts
 from tests.agent.plane import PLANS, open_plane
 from tests.fixtures.world import World
 from vendor_mock.catalogue import VendorPlan
@@ -71,3 +73,37 @@ async def test_without_a_deadline_there_is_no_twin(world: World) -> None:
     run_id = await world.start()
     run = await world.until(run_id, lambda run: bool(run.jobs) and run.jobs[0].polls.count("x") == 5)
     assert len(run.jobs) == 1
+
+
+async def test_a_twin_whose_cheque_was_never_cashed_lost_its_race_and_failed_nothing(world: World) -> None:
+    open_plane(world)
+    world.script("gpu_vendor_1", vanish_at_epoch=2)
+    deadline = await world.store.now() + timedelta(hours=5)
+    run_id = await world.start(deadline=deadline.isoformat())
+    await world.tick(run_id)
+
+    def refuse(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+        # It asked for its price, and is away when the cheque comes.
+        if request.url.path == "/submit-job" and response.status_code == 402:
+            world.script("gpu_vendor_2", errors=1_000)
+        return response
+
+    world.hosts.meddle = refuse
+    both = await world.until(run_id, lambda run: len(run.payments) == 2)
+    assert (both.jobs[1].vendor_job_id, both.payments[1].status) == (None, "unknown")
+    world.script("gpu_vendor_1")
+    sent = len(world.hosts.calls("/submit-job"))
+    won = await world.until(run_id, lambda run: run.jobs[0].status == "completed")
+    waiting = await world.tick(run_id)
+    assert (won.completed_at, waiting.run.completed_at, waiting.run.payments[1].status) == (None, None, "unknown")
+    sent_again = len(world.hosts.calls("/submit-job")) - sent
+    await world.tick(run_id)
+    # Nobody wants it any more: the cheque is not offered again.
+    assert len(world.hosts.calls("/submit-job")) - sent == sent_again
+    world.chain.increase_time(3_600)
+    world.chain.mine(3)
+    world.store.ahead += timedelta(hours=1)
+    run = await world.until_ended(run_id)
+    assert (run.status, run.payments[1].status) == ("completed", "failed")
+    assert (run.jobs[1].status, run.jobs[1].error_message, spent_attempts(run)) == ("cancelled", "hedge_lost", 0)
+    await world.check_books()

@@ -1,16 +1,25 @@
 """A vendor is lost in the middle: the next one goes on from the last checkpoint, and is paid for the rest."""
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
+from agent.checkpoints import folder_of
+from agent.core.errors import ArtifactsUnavailable, RunFinished
 from agent.core.explain import explain
 from agent.inputs import once_through
+from agent.ports import ArtifactStore
 from agent.status import status
 from agent.sweep import sweep
+from agent.tick import tick
+from tests.agent.killing import Lapsing
 from tests.agent.plane import PLANS, open_plane, paid_and_back
-from tests.fixtures.world import World
+from tests.fixtures.world import World, replace_agent
 from vendor_mock.catalogue import VendorPlan
 from wire.decimal_json import loads
 
@@ -52,6 +61,8 @@ async def test_a_lost_job_goes_on_elsewhere_from_its_checkpoint_and_the_rest_alo
     assert sent["files"]["url"].endswith(second.job_id)
     assert sent["resume"]["manifestSha256"] == second.checkpoint.sha256
     await world.check_books()
+    for job in run.jobs:
+        assert (await world.agent.artifacts.usage(run_id, folder_of(job.job_id))).files == 0
 
     shown = (await status(world.agent, run_id)).run
     assert [(cost.slot, cost.vendor_id, cost.step, cost.to_step) for cost in shown.costs] == [
@@ -63,6 +74,62 @@ async def test_a_lost_job_goes_on_elsewhere_from_its_checkpoint_and_the_rest_alo
     assert "It goes on from step 2 of 3, which gpu_vendor_1 had come to." in story
     said = "The work cost 2.048 USDC: gpu_vendor_1 1.4 USDC to step 2, gpu_vendor_2 0.648 USDC from step 2 to step 3."
     assert said in story
+
+
+class Stuck:
+    """A place for files in which no job's are closed: it is away, or who asks for it is dead by then."""
+
+    def __init__(self, inner: ArtifactStore, is_away: bool) -> None:
+        self._inner, self._is_away = inner, is_away
+        self.asked = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def sweep(self, run_id: str, job_id: str, stays: Callable[[str], bool], *, closing: bool = False) -> None:
+        self.asked.set()
+        if self._is_away:
+            raise ArtifactsUnavailable("the disk is away")
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+async def test_files_that_nobody_could_close_at_the_runs_end_are_closed_by_a_later_sweep(
+    world: World, is_away: bool
+) -> None:
+    open_plane(world)
+    # Nobody waits for the dead.
+    replace_agent(world, store=Lapsing(world.agent.store))
+    run_id = await world.start(job={"model": "tiny-llm"})
+    await world.until(run_id, lambda run: bool(run.jobs) and run.jobs[0].progress > 0)
+    stuck = Stuck(world.agent.artifacts, is_away)
+    theirs = replace(world.agent, artifacts=stuck)
+
+    async def until_stuck() -> None:
+        while not stuck.asked.is_set():
+            await tick(theirs, run_id)
+
+    ticking = asyncio.create_task(until_stuck())
+    await asyncio.wait_for(stuck.asked.wait(), 30)
+    if is_away:
+        await ticking
+    run = await world.store.read_run(run_id)
+    (job,) = run.jobs
+    assert (run.status, run.next_tick_at is None) == ("completed", False)
+    assert (await world.agent.artifacts.usage(run_id, folder_of(job.job_id))).files > 0
+
+    # It stays due, whoever looks at it meanwhile and dies.
+    with pytest.raises(RunFinished):
+        await tick(world.agent, run_id)
+    assert (await world.store.read_run(run_id)).next_tick_at == run.next_tick_at
+    world.store.ahead += timedelta(seconds=61)
+    await sweep(world.agent)
+    assert (await world.agent.artifacts.usage(run_id, folder_of(job.job_id))).files == 0
+    assert (await world.store.read_run(run_id)).next_tick_at is None
+    # What comes back from the dead changes nothing.
+    ticking.cancel()
+    await asyncio.wait([ticking])
+    assert (await world.store.read_run(run_id)).next_tick_at is None
 
 
 async def test_a_job_that_no_file_of_ours_reaches_cannot_move_and_begins_anew(world: World) -> None:

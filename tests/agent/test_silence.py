@@ -1,16 +1,18 @@
 """A vendor or a chain that cannot be reached: waited for, not given up at once, and nothing lost."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.core.errors import ChainUnavailable
 from agent.edges.chain_evm import EvmChain
+from agent.wiring import open_agent
 from chain.rpc import Rpc
 from chain.token import TokenReader
 from outbound.http import HttpClient
-from tests.fixtures.world import World, replace_agent
+from tests.fixtures.world import World, agent_settings, replace_agent
 from wire.money import BASE_SEPOLIA_USDC
 
 pytestmark = pytest.mark.slow
@@ -122,3 +124,24 @@ class Without:
         if name == self._call:
             raise ChainUnavailable("the node does not answer")
         return getattr(self._chain, name)
+
+
+@pytest.mark.parametrize(
+    ("polls", "after_s", "silent_s", "lost"), [("3", "6", 7, True), ("4", "6", 7, False), ("3", "60", 7, False)]
+)
+async def test_how_long_a_silence_is_borne_is_a_setting(
+    world: World, polls: str, after_s: str, silent_s: int, lost: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LIVERY_AGENT_LOST_POLLS", polls)
+    monkeypatch.setenv("LIVERY_AGENT_LOST_AFTER_S", after_s)
+    again = open_agent(agent_settings(f"sqlite:///{tmp_path}/agent.db", world.chain, world.payer))
+    replace_agent(world, limits=again.limits)
+    await again.store.close()
+    run_id = await world.start("3.5")
+    await world.tick(run_id)
+    world.hosts.down.add("vendors")
+    for _ in range(2):
+        await world.tick(run_id)
+    world.store.ahead = timedelta(seconds=silent_s)
+    job = (await world.tick(run_id)).run.jobs[0]
+    assert (job.polls, job.status) == ("xxx", "failed" if lost else "submitted")

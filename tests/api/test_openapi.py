@@ -30,6 +30,7 @@ OPERATIONS = [
     ("GET", "/api/agent-artifact"),
     ("PUT", "/api/agent-files/{run_id}/{job_id}/{name}"),
     ("GET", "/api/agent-files/{run_id}/{job_id}/{name}"),
+    ("GET", "/api/agent-files/{run_id}/{job_id}/inputs/{sha256}"),
     ("PUT", "/api/agent-input"),
     ("GET", "/api/agent-events"),
     ("POST", "/api/vendor-callback"),

@@ -12,10 +12,11 @@ import pytest
 from pydantic import SecretStr
 
 from agent.checkpoints import folder_of, grant_of, read_checkpoints
-from agent.core.model import Checkpoint, Job, Run
+from agent.core.model import Artifact, Checkpoint, Job, JobState, Run, RunStatus
 from agent.edges.artifacts_folder import FolderArtifacts
 from agent.edges.file_tokens import SecretTokens
-from agent.files import FILES_MAX
+from agent.files import FILES_MAX, close_files
+from agent.inputs import once_through
 from agent.ports import Agent, Usage
 from api.config import ApiSettings
 from api.door import create_app
@@ -65,6 +66,17 @@ class Door:
         assert (await self.put(f"{step}-model.0", body, job)).status_code == 201
         assert (await self.put("checkpoint.json", manifest, job)).status_code == 201
         return manifest
+
+    async def kept(self, job: int = 0) -> set[str]:
+        """Return which parts of checkpoints are kept."""
+        names = [f"{step}-model.{number}" for step in range(0, 60, 5) for number in range(2)]
+        return {name for name in (*names, "unnumbered") if (await self.get(name, job)).status_code == 200}
+
+    async def end(self, status: RunStatus) -> None:
+        """End the run, as a tick does."""
+        self.run = replace(self.run, status=status, completed_at=await self.agent.store.now())
+        await self.store(*self.run.jobs)
+        await close_files(self.agent, self.run)
 
     async def store(self, *jobs: Job) -> None:
         """Store the run with these jobs."""
@@ -131,6 +143,63 @@ async def test_an_upload_that_is_cut_or_changed_keeps_nothing(files: Door) -> No
     assert await read_checkpoints(files.agent, files.run, files.run.jobs) == ()
 
 
+async def test_a_connection_that_ends_in_the_middle_of_a_part_keeps_nothing(files: Door) -> None:
+    """Not every server says how much was to come: the end of the connection says that it is not all."""
+    job = files.run.jobs[0]
+    path = f"/api/agent-files/{files.run.run_id}/{job.job_id}/a"
+    headers = files.headers(job, host="livery", **{"x-content-sha256": sha(b"half of i")})
+    scope = {
+        "type": "http",
+        "method": "PUT",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("livery", 80),
+        "asgi": {"version": "3.0"},
+    }
+    coming = iter(({"type": "http.request", "body": b"half of i", "more_body": True}, {"type": "http.disconnect"}))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(coming)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await create_app(lambda: files.agent, hosts=("livery",))(scope, receive, send)
+    assert [message["status"] for message in sent if "status" in message] == [422]
+    assert (await files.get("a")).status_code == 404
+
+
+async def test_no_manifest_names_what_another_job_pushed_and_no_name_leaves_the_job(files: Door) -> None:
+    body = b"weights after 10"
+    assert (await files.put("10-model.0", body, job=1)).status_code == 201
+    folder = folder_of(files.run.jobs[1].job_id)
+    for name in ("10-model.0", f"../{folder}/10-model.0", f"{folder}/10-model.0", "x" * 300):
+        whole = a_manifest(10, body).to_json().replace(b'"10-model.0"', f'"{name}"'.encode())
+        assert problem(await files.put("checkpoint.json", whole), "upload_incomplete")
+        for asked in (name, name.replace("/", "%2F"), f"inputs/{name}", "inputs/" + "../" * 3 + name):
+            assert (await files.get(asked)).status_code in (403, 404, 422)
+    assert (await files.get("checkpoint.json")).status_code == 404
+
+
+async def test_a_token_of_another_run_opens_nothing(files: Door) -> None:
+    """Jobs are numbered in each run, and vendors have one secret: neither makes one token good for two."""
+    run = replace(files.run, run_id="run_2", jobs=())
+    await files.agent.store.insert_run(run, (), None, "")
+    there = Door(files.agent, run, files.client)
+    await there.store(replace(files.run.jobs[0], job_id="run_2-job-1"))
+    url = "/api/agent-files/run_2/run_2-job-1/a"
+    for sender in (files.run.jobs[0], replace(files.run.jobs[0], job_id="run_2-job-1")):
+        headers = files.headers(sender, **{"x-content-sha256": sha(b"x")})
+        assert problem(await files.client.put(url, content=b"x", headers=headers), "upload_refused")
+    assert (await there.put("a", b"x")).status_code == 201
+
+
 async def test_a_token_is_good_for_its_own_job_and_no_other(files: Door) -> None:
     await files.push(10)
     assert problem(await files.put("a", b"x", job=0, by=1), "upload_refused")
@@ -168,6 +237,110 @@ async def test_of_the_checkpoints_of_a_job_the_last_two_stay(files: Door) -> Non
     assert kept == [30, 40]
 
 
+async def test_of_a_push_that_was_cut_off_nothing_stays_once_a_later_one_is_whole(files: Door) -> None:
+    """Its worker died: it goes on from the checkpoint before, and makes others than it would have made."""
+    for step in (10, 20):
+        await files.push(step)
+    for name in ("25-model.0", "30-model.1", "45-model.0", "unnumbered"):
+        assert (await files.put(name, b"half")).status_code == 201
+    await files.push(30)
+    # What is of a later step may be of a push that goes on.
+    assert await files.kept() == {"20-model.0", "30-model.0", "45-model.0"}
+    await files.push(50)
+    assert await files.kept() == {"30-model.0", "50-model.0"}
+
+
+async def test_a_plane_that_died_before_it_tidied_does_so_when_the_manifest_comes_again(files: Door) -> None:
+    await files.push(10)
+    manifest = await files.push(20)
+    await files.put("15-model.0", b"half")
+    assert (await files.put("checkpoint.json", manifest)).status_code == 201
+    assert await files.kept() == {"10-model.0", "20-model.0"}
+
+
+async def test_what_is_resumed_from_stays_until_the_job_that_resumes_has_ended(files: Door) -> None:
+    first, other = files.run.jobs
+    await files.push(10)
+    (checkpoint,) = await read_checkpoints(files.agent, files.run, (first,))
+    twin = replace(other, slot=0, hedges=first.job_id, resumes=first.job_id, checkpoint=checkpoint)
+    await files.store(first, twin)
+    for step in (20, 30, 40):
+        await files.push(step)
+    assert await files.kept() == {"10-model.0", "30-model.0", "40-model.0"}
+    await files.store(first, replace(twin, status="failed", completed_at=await files.agent.store.now()))
+    await files.push(50)
+    assert await files.kept() == {"40-model.0", "50-model.0"}
+    folder = folder_of(first.job_id)
+    assert (await files.agent.artifacts.usage(files.run.run_id, folder)).files == 4
+
+
+@pytest.mark.parametrize(
+    ("run_ends", "job_ends", "checkpoint"),
+    [
+        ("completed", "completed", set()),
+        ("completed", "failed", set()),
+        ("failed", "failed", {"20-model.0"}),
+        ("cancelled", "cancelled", {"20-model.0"}),
+        ("cancelled", "completed", set()),
+    ],
+)
+async def test_of_a_run_that_has_ended_stay_its_results_and_the_last_checkpoint_of_what_was_not_done(
+    files: Door, run_ends: RunStatus, job_ends: JobState, checkpoint: set[str]
+) -> None:
+    for step in (10, 20):
+        await files.push(step)
+    await files.put("30-model.0", b"cut off")
+    first, other = files.run.jobs
+    listed = Artifact(name="model.safetensors", bytes=1, sha256=sha(b"x"))
+    for name in (listed.name, "fetched.and.not.stored"):
+        await files.agent.artifacts.put(files.run.run_id, first.job_id, name, once_through(b"x"))
+    await files.store(replace(first, status=job_ends, artifacts=(listed,)), other)
+    await files.end(run_ends)
+    await files.end(run_ends)
+    assert await files.kept() == checkpoint
+    usage = await files.agent.artifacts.usage(files.run.run_id, folder_of(first.job_id))
+    assert usage.files == (2 if checkpoint else 0)
+    assert await files.agent.artifacts.usage(files.run.run_id, first.job_id) == Usage(1, 1)
+    for name in ("40-model.0", "checkpoint.json"):
+        assert problem(await files.put(name, b"late"), "job_ended")
+    assert (await files.get("checkpoint.json")).status_code == (200 if checkpoint else 404)
+
+
+class Ending:
+    """A store during whose next put the run ends and its files are closed: before the upload is entered, or after."""
+
+    def __init__(self, door: Door, moment: str) -> None:
+        self._door, self._inner, self._moment = door, door.agent.artifacts, moment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put(self, run_id: str, job_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
+        async def last() -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                yield chunk
+            await self._door.end("completed")
+
+        if self._moment == "before":
+            await self._door.end("completed")
+        await self._inner.put(run_id, job_id, name, last() if self._moment == "after" else chunks)
+
+
+@pytest.mark.parametrize(("moment", "code"), [("before", "job_ended"), ("after", "artifacts_unavailable")])
+@pytest.mark.parametrize("name", ["20-model.0", "checkpoint.json"])
+async def test_an_upload_that_is_under_way_when_the_run_ends_leaves_nothing(
+    files: Door, moment: str, code: str, name: str
+) -> None:
+    body = b"weights after 20"
+    await files.put("20-model.0", body)
+    agent = replace(files.agent, artifacts=Ending(files, moment))
+    async with door_of(agent) as client:
+        reply = await Door(agent, files.run, client).put(name, a_manifest(20, body).to_json())
+        assert problem(reply, code)
+    for job in files.run.jobs:
+        assert await files.agent.artifacts.usage(files.run.run_id, folder_of(job.job_id)) == Usage(0, 0)
+
+
 async def test_files_are_taken_for_a_minute_after_the_end_and_read_for_longer(files: Door) -> None:
     await files.push(10)
     first, other = files.run.jobs
@@ -199,8 +372,10 @@ async def test_a_job_keeps_no_more_than_it_may(files: Door, usage: Usage) -> Non
     async with door_of(agent) as client:
         full = Door(agent, files.run, client)
         assert problem(await full.put("another", b"x"), "body_too_large")
-        # What is there may come again.
+        # What is there may come again, and be no longer than it was where there is no room.
         assert (await full.put("10-model.0", b"weights after 10")).status_code == 201
+        longer = await full.put("10-model.0", b"weights after 100")
+        assert longer.status_code == (201 if usage.bytes == 1 else 413)
 
 
 async def test_no_body_is_larger_than_a_part_and_no_name_leaves_the_folder(files: Door) -> None:

@@ -27,7 +27,8 @@ from cli.app import app
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-# By a bug's number: a seed on which it shows early, and what it breaks.
+# By a bug's number: what it breaks, and a seed on which it shows early. The seeds were chosen by looking, so that this
+# suite is short: that a bug is found on any seed is what `livery sim --plants` shows.
 SHOWN = {
     1: (3, "I2", "2 payments have the job"),
     2: (5, "I6", "was settled for a failed payment"),
@@ -43,7 +44,7 @@ SHOWN = {
     12: (3, "I6", "is of .*, quoted|goes to 0x66|may be cashed until"),
     13: (3, "I7", "the run ended while .* works on slot"),
     14: (3, "I7", "of slot . resumes .* of slot"),
-    15: (3, "I7", "completed with . of . pieces done"),
+    15: (2, "I7", "completed with . of . pieces done"),
 }
 # What is drawn changes with the agent: where the seed does not show the bug any more one of the next has to.
 SEEDS, TICKS = 4, 1_000

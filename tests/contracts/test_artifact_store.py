@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -195,6 +196,56 @@ async def test_a_removed_file_is_gone_and_can_come_again(store: ArtifactStore) -
     assert await read(store, "run", "job", "model.bin") == b"again"
 
 
+async def test_what_does_not_stay_is_forgotten_by_its_name_and_neighbours_are_left_alone(store: ArtifactStore) -> None:
+    await store.sweep("run", "job", lambda name: False, closing=True)
+    for number, name in enumerate(NAMES):
+        await store.put("run", "job", name, chunks(str(number).encode()))
+    for neighbour in (("run", "job-2"), ("run-2", "job")):
+        await store.put(*neighbour, "model.json", chunks(b"other"))
+    staying = NAMES[::2]
+    for closing in (False, True):
+        await store.sweep("run", "job", staying.__contains__, closing=closing)
+        assert [name for name in NAMES if await store.size("run", "job", name) is not None] == staying
+        assert await store.usage("run", "job") == Usage(len(staying), sum(len(str(2 * n)) for n in range(len(staying))))
+    for neighbour in (("run", "job-2"), ("run-2", "job")):
+        assert await read(store, *neighbour, "model.json") == b"other"
+
+
+async def test_an_upload_under_way_outlives_a_sweep_that_does_not_close(store: ArtifactStore) -> None:
+    putter = Putter(store)
+    await putter.begun()
+    await putter.write(b"whole")
+    await store.sweep("run", "job", lambda name: False)
+    await putter.end()
+    assert await read(store, "run", "job", "model.bin") == b"whole"
+
+
+async def test_no_upload_that_began_before_a_closing_sweep_is_kept_and_nothing_of_it_is_left(
+    opened: Open, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    first, closer = opened(), opened()
+    await first.put("run", "job", "stays", chunks(b"s"))
+    await first.put("run", "job", "goes", chunks(b"g"))
+    over, new = Putter(first, "stays"), Putter(first, "new")
+    for putter in (over, new):
+        await putter.begun()
+        await putter.write(b"u" * 600_000)
+    await closer.sweep("run", "job", "stays".__eq__, closing=True)
+    for putter in (over, new):
+        with pytest.raises(ArtifactsUnavailable):
+            await putter.end()
+    assert await read(closer, "run", "job", "stays") == b"s"
+    assert await closer.usage("run", "job") == Usage(1, 1)
+    if "gridfs" in request.node.name:
+        place: MongoPlace = request.getfixturevalue("mongo_place")
+        assert (await chunks_of(place), await documents_of(place)) == ([b"s"], ["run/job/stays"])
+    assert [path.name for path in files_under(tmp_path)] in ([], ["stays"])
+    await closer.sweep("run", "job", lambda name: False, closing=True)
+    assert not (tmp_path / "artifacts" / "run" / "job").exists()
+    for store in (first, closer):
+        await store.close()
+
+
 async def test_what_a_job_keeps_is_counted_without_its_neighbours(store: ArtifactStore) -> None:
     assert await store.usage("run", "job") == Usage(0, 0)
     for where, content in ((("run", "job", ".a"), b"12"), (("run", "job", "b"), b"345"), (("run", "job-2", "c"), b"6")):
@@ -275,6 +326,33 @@ async def test_an_upload_of_more_than_an_hour_goes_with_the_jobs_next_put_and_re
     assert [path.name for path in (tmp_path / "run" / "job").iterdir()] == ["other"]
 
 
+async def test_an_upload_whose_process_was_killed_goes_with_the_runs_next_put(tmp_path: Path) -> None:
+    putting = """
+import asyncio, sys
+from pathlib import Path
+from agent.edges.artifacts_folder import FolderArtifacts
+
+async def endless():
+    yield b"half"
+    print("begun", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(FolderArtifacts(Path(sys.argv[1])).put("run", "job", "model.bin", endless()))
+"""
+    command = (sys.executable, "-c", putting, str(tmp_path))
+    killed = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert killed.stdout is not None
+        assert await killed.stdout.readline() == b"begun\n"
+        await place_of(str(tmp_path)).put("run", "other job", "a", chunks(b"a"))
+        while_it_lived = [path.name[0] for path in (tmp_path / "run" / "job").iterdir()]
+    finally:
+        killed.kill()
+        await killed.wait()
+    await place_of(str(tmp_path)).put("run", "other job", "b", chunks(b"b"))
+    assert (while_it_lived, [*(tmp_path / "run" / "job").iterdir()]) == (["."], [])
+
+
 async def test_a_folder_that_cannot_be_written_says_so_and_not_where(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     store = place_of(f"{tmp_path}/file")
@@ -300,6 +378,14 @@ async def chunks_of(place: MongoPlace) -> list[bytes]:
         return sorted([chunk["data"][:1] async for chunk in client[place.database]["artifacts.chunks"].find()])
 
 
+async def documents_of(place: MongoPlace) -> list[str]:
+    """Return the paths of which GridFS knows anything."""
+    from pymongo import AsyncMongoClient
+
+    async with AsyncMongoClient(place.url) as client:
+        return sorted([document["_id"] async for document in client[place.database]["artifacts.current"].find()])
+
+
 async def test_an_upload_that_a_put_of_the_job_finds_too_old_is_removed_and_replaces_nothing(
     mongo_place: MongoPlace,
 ) -> None:
@@ -322,6 +408,16 @@ async def test_an_upload_that_a_put_of_the_job_finds_too_old_is_removed_and_repl
     assert await chunks_of(mongo_place) == [b"m", b"o", b"o"]
     for one in (store, hasty):
         await one.close()
+
+
+async def test_nothing_is_known_of_what_was_removed_or_broke(mongo_place: MongoPlace) -> None:
+    store = place_of(mongo_place.url, mongo_place.database)
+    with pytest.raises(ZeroDivisionError):
+        await store.put("run", "job", "broken", breaking(ZeroDivisionError()))
+    await store.put("run", "job", "removed", chunks(b"x"))
+    assert await store.remove("run", "job", "removed")
+    assert (await chunks_of(mongo_place), await documents_of(mongo_place)) == ([], [])
+    await store.close()
 
 
 async def test_what_uploads_left_that_nothing_knows_goes_with_the_jobs_next_put(mongo_place: MongoPlace) -> None:

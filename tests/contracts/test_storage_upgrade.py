@@ -1,18 +1,23 @@
 """A store that an older program made: what it knew is known still, and the first use brings it up to date."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.core import events
+from agent.core.costs import costs
+from agent.core.invariants import of_run
 from agent.core.log import record
 from agent.core.policy import once
 from agent.core.replay import replay
+from agent.core.slots import done_count, open_slots
 from agent.ports import Claim, Store
 from agent.status import is_same
 from tests.agent.core.values import EVENTS, STARTED, at
@@ -30,6 +35,10 @@ POLLED = (
         for number in range(25)
     ),
 )
+
+# A run as the program before there were slots stored it: two jobs wanted, two failed and were refunded, chosen by the
+# bandit and paid on a local chain. A line is a collection and a document of it.
+BEFORE_SLOTS = Path(__file__).parent.parent / "fixtures" / "run_before_slots.jsonl"
 
 TO_VERSION_2 = """
 CREATE TABLE refunds (id TEXT PRIMARY KEY, run_id TEXT NOT NULL) STRICT;
@@ -96,6 +105,65 @@ async def test_a_run_that_was_polled_folds_to_what_is_stored(older: Store) -> No
     assert stored.jobs[0].polls == folded.jobs[0].polls
     assert is_same(stored, folded)
     await older.close()
+
+
+def put_before_slots(place: Place) -> str:
+    """Put the old documents in as they are; return the run's id."""
+    stored = [json.loads(line) for line in BEFORE_SLOTS.read_text().splitlines()]
+    run = next(document for name, document in stored if name == "runs")
+    parts = {name: [one for kind, one in stored if kind == name] for name in ("jobs", "payments")}
+    entries = [document for name, document in stored if name == "observations"]
+    if place.kind == "mongo":
+        beside = {"cancelRequestedAt": None, "nextTickAt": None, "startKey": None, "startFingerprint": None}
+        lease = {"lease": {"token": 0, "claimedAt": None, "until": None}}
+
+        def insert(database: Any) -> None:
+            database.runs.insert_one({**run, **beside, **lease})
+            for name, documents in parts.items():
+                places = enumerate(documents)
+                database[name].insert_many([{**one, "runId": run["_id"], "position": number} for number, one in places])
+            database.observations.insert_many([{"_id": f"{one['runId']}:{one['seq']}", **one} for one in entries])
+
+        on_mongo(place, insert)
+        return str(run["_id"])
+    with closing(sqlite3.connect(place.where)) as connection, connection:
+        values = (run["_id"], run["status"], run["createdAt"], json.dumps(run))
+        connection.execute("INSERT INTO runs (id, status, created_at, document) VALUES (?, ?, ?, ?)", values)
+        for name, documents in parts.items():
+            connection.executemany(
+                f"INSERT INTO {name} (id, run_id, position, updated_at, document) VALUES (?, ?, ?, ?, ?)",  # noqa: S608
+                [
+                    (one["_id"], run["_id"], number, one["updatedAt"], json.dumps(one))
+                    for number, one in enumerate(documents)
+                ],
+            )
+        connection.executemany(
+            "INSERT INTO observations (run_id, seq, type, document) VALUES (?, ?, ?, ?)",
+            [(one["runId"], one["seq"], one["type"], json.dumps(one)) for one in entries],
+        )
+    return str(run["_id"])
+
+
+async def test_a_run_of_before_there_were_slots_reads_and_replays_to_the_bit(place: Place) -> None:
+    store = place.open()
+    await store.migrate()
+    run_id = put_before_slots(place)
+    run, log = await store.read_run(run_id), await store.read_log(run_id)
+    again = replay(log)
+    assert (again.broken_at, again.differences) == (None, ())
+    assert is_same(run, again.run)
+    assert [(job.status, job.slot, job.resumes, job.hedges, job.checkpoint) for job in run.jobs] == [
+        ("failed", None, None, None, None)
+    ] * 2 + [("completed", None, None, None, None)] * 2
+    assert (done_count(run), open_slots(run), of_run(run)) == (2, (), [])
+    # Half of each failed job came back: 0.7 is what it cost.
+    assert [cost.spent_atomic for cost in costs(run)] == [700_000, 700_000, 1_800_000, 1_800_000]
+    # What is stored anew has the new fields, and is the same run.
+    claim = await store.claim(run_id, 60)
+    assert isinstance(claim, Claim)
+    await store.save(claim.token, claim.run)
+    assert await store.read_run(run_id) == claim.run
+    await store.close()
 
 
 async def test_many_first_uses_at_once_of_an_older_store_meet_well(older: Store, place: Place) -> None:

@@ -1,6 +1,7 @@
 """How large a body may be, by the path that it is sent to."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -57,3 +58,30 @@ async def test_a_body_is_refused_from_the_first_byte_above_what_its_path_takes(
                 assert (answer.status_code, answer.json()) == (200, size)
             else:
                 assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+async def test_a_caller_that_dies_in_the_middle_of_its_body_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    told: list[Any] = []
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "PUT",
+        "path": "/file",
+        "raw_path": b"/file",
+        "query_string": b"",
+        "headers": [(b"host", b"door"), (b"content-length", b"8")],
+    }
+
+    async def receive() -> Any:
+        return asked.pop(0)
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    await a_door()(scope, receive, send)
+
+    assert told[0]["status"] < 500
+    assert caplog.records == []

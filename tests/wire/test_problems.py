@@ -44,6 +44,7 @@ STATUSES = {
     "unsupported_gpu": 400,
     "no_capacity": 503,
     "kind_off": 409,
+    "job_ended": 409,
     "model_unknown": 404,
     "model_too_large": 409,
     "dataset_unavailable": 409,

@@ -167,6 +167,8 @@ def test_a_job_is_cancelled_once_it_runs_longer_than_was_paid_for_and_some_patie
     run = run_with(jobs=(late_job, fine_job), job=JobSpec(count=2))
     cancelled = CancelJobs(reason="overdue", job_ids=("run_1-job-1",), since=due)
     assert decided(run, overdue_s=60) == (cancelled if late else RUNNING)
+    # Asked once in a tick, it holds up nothing else.
+    assert decided(run, overdue_s=60, asked=("run_1-job-1",)) == RUNNING
 
 
 def test_of_several_overdue_jobs_patience_is_counted_from_the_first() -> None:

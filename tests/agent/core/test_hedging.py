@@ -8,7 +8,7 @@ import pytest
 
 from agent.core import hedging
 from agent.core.decide import AskPlanner, CancelJobs, EndRun, StartJob, Wait, decide, question_of, worth_reading
-from agent.core.model import Run
+from agent.core.model import Checkpoint, Run
 from agent.core.planning import Proposal
 from tests.agent.core.test_slots import a_checkpoint, in_slot, run_of
 from tests.agent.core.values import a_payment, a_vendor, at, facts
@@ -64,6 +64,64 @@ def test_a_resumed_job_is_measured_by_what_it_did_itself() -> None:
     job = replace(job, checkpoint=a_checkpoint(7, 400, steps=500), resumes="run_1-job-7")
     assert hedging.ends_at(job, NOW) == at(2_000)
     assert hedging.ends_at(replace(job, progress=Decimal("0.8")), NOW) is None
+    # Nor does it say anything of its pace that it told of less than it began with.
+    assert hedging.ends_at(replace(job, progress=Decimal(0)), NOW) is None
+
+
+def test_work_of_years_is_reckoned_as_what_it_is_and_that_of_a_moment_as_a_second() -> None:
+    slow = in_slot(1, 0, "running", submitted_at=at(0), progress=Decimal("0.001"))
+    assert hedging.ends_at(slow, at(63_072)) == at(63_072 + 63_072_000 * 0.999)
+    quick = replace(slow, progress=Decimal("0.5"))
+    assert hedging.ends_at(quick, at(0)) == at(1)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "hours", "checkpoint", "resume", "needed_s"),
+    [
+        # What was quoted, else what was paid for.
+        ("30", "2", None, None, 60 + 1_800),
+        ("0", "2", None, None, 60 + 7_200),
+        # Who went on from three quarters was quoted a quarter.
+        ("15", "1", a_checkpoint(7, 300), 300, 60 + 900),
+        ("15", "1", a_checkpoint(7, 300), None, 60 + 3_600),
+        ("15", "1", a_checkpoint(7, 400), None, 60 + 900),
+    ],
+)
+def test_a_twin_is_reckoned_by_what_its_forerunner_was_quoted_for(
+    minutes: str, hours: str, checkpoint: Checkpoint | None, resume: int | None, needed_s: int
+) -> None:
+    begun = Decimal(0) if checkpoint is None else Decimal(checkpoint.step) / checkpoint.steps
+    known = () if resume is None else (a_checkpoint(1, resume),)
+
+    def wanted(deadline_s: int) -> bool:
+        run = a_late_run(
+            str(begun),
+            1_000 + deadline_s,
+            polls="xxx",
+            missed_since=at(900),
+            expected_duration_minutes=Decimal(minutes),
+            hours=Decimal(hours),
+            checkpoint=checkpoint,
+        )
+        return hedging.wanted(run, known, NOW) is not None
+
+    assert (wanted(needed_s - 1), wanted(needed_s)) == (False, True)
+
+
+def test_what_is_paid_or_doubled_of_other_pieces_keeps_no_twin_away() -> None:
+    late = replace(a_late_run().jobs[0], job_id="run_1-job-2", slot=1)
+    jobs = (
+        in_slot(1, 0, "running"),
+        late,
+        in_slot(3, 2, "running"),
+        in_slot(4, 0, "failed", hedges="run_1-job-1"),
+        in_slot(5, 2, "failed", hedges="run_1-job-3"),
+    )
+    others = tuple(replace(a_payment(number), job_id=f"run_1-job-{number}", status="unknown") for number in (1, 3))
+    own = replace(a_payment(2), job_id="run_1-job-2", status="completed")
+    run = run_of(*jobs, count=3, deadline=at(1_900), payments=(*others, own))
+    piece = hedging.wanted(run, (a_checkpoint(2, 300),), NOW)
+    assert piece == hedging.Piece(slot=1, resume=a_checkpoint(2, 300), hedges="run_1-job-2")
 
 
 @pytest.mark.parametrize("value", ["1e-300", "0.0000001", "1"])
@@ -90,11 +148,18 @@ def twins(run: Run, **changes: Any) -> Run:
         twins(a_late_run(), status="failed"),
         replace(a_late_run(), payments=(a_payment(1, status="unknown"),)),
         a_late_run(vendor_job_id=None),
+        twins(a_late_run(), hedges=None),
         replace(a_late_run(), jobs=(replace(a_late_run().jobs[0], slot=None),)),
     ],
 )
 def test_no_twin_is_wanted(run: Run) -> None:
     assert hedging.wanted(run, (a_checkpoint(1, 390),), NOW) is None
+
+
+@pytest.mark.parametrize("deadline_s", [1_000, 999])
+def test_when_the_time_is_over_nothing_is_late_any_more(deadline_s: float) -> None:
+    assert hedging.doubtful(a_late_run(deadline_s=deadline_s), NOW) == ()
+    assert worth_reading(a_late_run(deadline_s=deadline_s), NOW) == ()
 
 
 def test_a_twin_is_started_elsewhere_for_the_rest_and_the_loser_is_stopped() -> None:
@@ -123,6 +188,10 @@ def test_a_twin_is_started_elsewhere_for_the_rest_and_the_loser_is_stopped() -> 
     won = replace(both, jobs=(both.jobs[0], replace(both.jobs[1], status="completed", completed_at=at(999))))
     stop = CancelJobs(reason="hedge_lost", job_ids=("run_1-job-1",), since=at(999))
     assert decide(won, known, NOW) == stop
+    # Asked once in a tick: after that the run waits for it, and other pieces are gone on with.
+    asked = replace(known, asked=("run_1-job-1",))
+    assert decide(won, asked, NOW) == Wait(reason="enough jobs are active", message="Job still running")
+    assert decide(replace(won, job=replace(won.job, count=2)), asked, NOW) == AskPlanner()
     lost = replace(won.jobs[0], status="cancelled", completed_at=NOW)
     assert decide(replace(won, jobs=(lost, won.jobs[1])), known, NOW) == EndRun(status="completed")
 

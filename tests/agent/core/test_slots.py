@@ -1,6 +1,6 @@
 """Pieces of work: which are done, which are open, what a new job goes on from, and who lost a race."""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from decimal import Decimal
 from typing import Any
 
@@ -50,6 +50,8 @@ def run_of(*jobs: Job, count: int = 1, **changes: Any) -> Run:
         (2, [(None, "completed"), (None, "failed")], (1,), 1),
         (2, [(None, "completed"), (1, "running")], (), 1),
         (1, [(None, "completed")], (), 1),
+        (2, [(0, "completed"), (None, "completed")], (), 2),
+        (2, [(None, "cancelled")], (0, 1), 0),
     ],
 )
 def test_which_pieces_are_open_and_how_many_are_done(
@@ -96,6 +98,9 @@ def test_of_checkpoints_the_furthest_of_the_same_piece_is_gone_on_from() -> None
     assert slots.newest(run, 0, found[2:]) is None
     # Of steps of another length: three quarters are further than 120 of 400.
     assert slots.newest(run, 0, (found[0], a_checkpoint(2, 3, steps=4))) == a_checkpoint(2, 3, steps=4)
+    assert slots.newest(run, 0, (a_checkpoint(1, 200), a_checkpoint(2, 3, steps=10))) == a_checkpoint(1, 200)
+    assert slots.newest(run, 0, (a_checkpoint(1, 300), a_checkpoint(2, 1, steps=1))) == a_checkpoint(2, 1, steps=1)
+    assert slots.newest(run, 0, (a_checkpoint(2, 0, steps=0),)) == a_checkpoint(2, 0, steps=0)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +126,27 @@ def test_a_checkpoint_that_brought_nobody_further_is_not_tried_again(
     assert slots.newest(run, 0, (checkpoint, older)) == (checkpoint if again else older)
 
 
+def test_of_checkpoints_only_the_one_that_was_tried_is_spoilt_wherever_its_hash_was_read() -> None:
+    tried = in_slot(2, 0, "failed", resumes="run_1-job-1", checkpoint=a_checkpoint(1, 40), error_message="it crashed")
+    run = run_of(in_slot(1, 0, "failed"), tried)
+    again = a_checkpoint(1, 40, sha256="".join(list(a_checkpoint(1, 40).sha256)))
+    assert slots.newest(run, 0, (again, a_checkpoint(1, 120))) == a_checkpoint(1, 120)
+    assert slots.newest(run, 0, (again,)) is None
+    # One that nothing was done for is spoilt as well: a job told of no step.
+    begun = replace(tried, checkpoint=a_checkpoint(1, 0))
+    assert slots.newest(run_of(in_slot(1, 0, "failed"), begun), 0, (a_checkpoint(1, 0),)) is None
+
+
 def test_what_a_vendor_says_of_its_steps_is_no_more_than_all_and_no_less_than_none() -> None:
     assert slots.Piece(slot=0).rest == 1
     assert slots.Piece(slot=0, resume=a_checkpoint(1, 100)).rest == Decimal("0.75")
     assert slots.Piece(slot=0, resume=a_checkpoint(1, 4_000)).rest == 0
     assert slots.Piece(slot=0, resume=a_checkpoint(1, -5)).rest == 1
     assert slots.Piece(slot=0, resume=a_checkpoint(1, 5, steps=0)).rest == 1
+    assert slots.Piece(slot=0, resume=a_checkpoint(1, -5, steps=-5)).rest == 1
+    assert slots.Piece(slot=0, resume=a_checkpoint(1, 1, steps=1)).rest == 0
+    with pytest.raises(FrozenInstanceError):
+        slots.WHOLE.slot = 1  # type: ignore[misc]
 
 
 def test_checkpoints_are_looked_for_where_work_was_left_behind() -> None:
@@ -144,5 +164,6 @@ def test_checkpoints_are_looked_for_where_work_was_left_behind() -> None:
 def test_a_vendor_gets_no_two_jobs_of_a_piece_and_none_while_it_is_silent() -> None:
     run = run_of(in_slot(1, 0, "running", vendor_id="a"), in_slot(2, 1, "running", vendor_id="b"), count=2)
     assert slots.avoided(run, 0, ()) == {"a"}
+    assert slots.avoided(run, 1, ()) == {"b"}
     assert slots.avoided(run, 0, run.jobs[1:]) == {"a", "b"}
     assert slots.avoided(run, None, ()) == frozenset()
