@@ -4,7 +4,25 @@ from typing import Annotated
 
 import typer
 
-from cli import accounts, artifacts, audit, bench, chain, db, demo, hw, run, seed, serve, sim, vendors, wallet, worker
+from cli import (
+    accounts,
+    artifacts,
+    audit,
+    bench,
+    chain,
+    db,
+    demo,
+    demo_train,
+    hw,
+    run,
+    seed,
+    serve,
+    sim,
+    up,
+    vendors,
+    wallet,
+    worker,
+)
 from livery import __version__
 
 app = typer.Typer(
@@ -32,7 +50,8 @@ run.app.command("explain")(accounts.explain)
 run.app.command("release")(accounts.release)
 app.command("audit")(audit.audit)
 app.command("demo")(demo.demo)
-app.command("up")(serve.up)
+app.command("demo-train")(demo_train.demo_train)
+app.command("up")(up.up)
 app.command("serve")(serve.serve)
 app.command("vendor-mock")(serve.vendor_mock)
 app.command("facilitator")(serve.facilitator)

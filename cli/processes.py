@@ -4,6 +4,7 @@ The world of a developer as processes of their own: control plane, vendors, faci
 Each gets a socket that is bound already, so no port is raced for; its log goes to a file beside the others.
 """
 
+import asyncio
 import logging
 import multiprocessing
 import signal
@@ -21,14 +22,17 @@ import httpx
 
 from agent.config import AgentSettings
 from inbound.logs import configure_logs
-from inbound.serve import bound_socket, serve
+from inbound.serve import bound_socket, serve, stopped_by_signals
 from vendor_mock.catalogue import VendorPlan
 from vendor_mock.config import VendorMockSettings
 
 if TYPE_CHECKING:
     from api.config import ApiSettings
+    from gpu_worker.config import WorkerSettings
 
 READY_S = 30.0
+# A worker measures its device before it sells: seconds of work for a program that has to load torch first.
+ONLINE_S = 200.0
 STOP_S = 10.0
 
 
@@ -64,6 +68,16 @@ def facilitator(server: socket.socket, rpc_url: str, private_key: str, network: 
     serve(create_facilitator(rpc_url, private_key, network), server, name="facilitator", drain_s=2)
 
 
+def worker(server: socket.socket, settings: "WorkerSettings") -> None:
+    from gpu_worker.lifecycle import live
+    from gpu_worker.wiring import open_worker
+
+    async def lived() -> None:
+        await live(open_worker(settings, server=server), stopped_by_signals())
+
+    asyncio.run(lived())
+
+
 def _main(serve_it: Callable[..., None], server: socket.socket, log: Path, arguments: tuple[Any, ...]) -> None:
     with log.open("a", buffering=1) as stream:
         sys.stderr = sys.stdout = stream
@@ -71,36 +85,72 @@ def _main(serve_it: Callable[..., None], server: socket.socket, log: Path, argum
         serve_it(server, *arguments)
 
 
+def url_of(server: socket.socket) -> str:
+    return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    name: str
+    process: BaseProcess
+    stop_s: float
+
+
 @dataclass
 class Processes:
     """Processes that end with this context, the last one started first. Logs are `folder/<name>.log`."""
 
     folder: Path
-    _running: list[tuple[str, BaseProcess]] = field(default_factory=list)
+    _running: list[_Child] = field(default_factory=list)
 
-    def start(self, serve_it: Callable[..., None], name: str, port: int, *arguments: Any) -> str:
+    def start(
+        self,
+        serve_it: Callable[..., None],
+        name: str,
+        port: int | socket.socket,
+        *arguments: Any,
+        stop_s: float = STOP_S,
+    ) -> str:
         """
         Start `serve_it` on a loopback socket of its own; return its URL. A taken `port` is replaced by a free one.
 
         It is not ready yet: `wait_until_ready`.
+
+        Args:
+            port: or the socket itself, where something had to know the address before.
+            stop_s: the seconds that it has to end in, once it is asked to.
         """
-        server = bound_socket("127.0.0.1", port, chosen=False)
-        number = server.getsockname()[1]
+        server = bound_socket("127.0.0.1", port, chosen=False) if isinstance(port, int) else port
+        url = url_of(server)
         # A fresh interpreter: a fork would inherit threads, loops and connections.
         process = multiprocessing.get_context("spawn").Process(
             target=_main, args=(serve_it, server, self.folder / f"{name}.log", arguments), name=name, daemon=True
         )
         process.start()
         server.close()
-        self._running.append((name, process))
-        return f"http://127.0.0.1:{number}"
+        self._running.append(_Child(name, process, stop_s))
+        return url
+
+    def kill(self, name: str) -> None:
+        """End a process as the kernel does when it takes one: no word, no time."""
+        child = next(child for child in self._running if child.name == name)
+        child.process.kill()
+        child.process.join()
+        self._running.remove(child)
 
     def wait_until_ready(self, *urls: str) -> None:
         """Return when every address answers /health. Raises NotReady when a process died or READY_S passed."""
-        deadline = time.monotonic() + READY_S
+        self._wait(urls, READY_S, lambda health: True)
+
+    def wait_until_online(self, *urls: str) -> None:
+        """Return when the workers at these addresses sell. Raises NotReady when one died or ONLINE_S passed."""
+        self._wait(urls, ONLINE_S, lambda health: health.get("state") == "online")
+
+    def _wait(self, urls: tuple[str, ...], limit_s: float, is_it: Callable[[dict[str, Any]], bool]) -> None:
+        deadline = time.monotonic() + limit_s
         for url in urls:
-            while not _answers(url):
-                dead = next((name for name, process in self._running if not process.is_alive()), None)
+            while (health := _health(url)) is None or not is_it(health):
+                dead = next((child.name for child in self._running if not child.process.is_alive()), None)
                 if dead is not None or time.monotonic() > deadline:
                     raise NotReady(f"{dead or url} did not come up: {self.last_words(dead)}")
                 time.sleep(0.05)
@@ -116,16 +166,22 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for _, process in reversed(self._running):
-            process.terminate()
-        for _, process in reversed(self._running):
-            process.join(STOP_S)
-            if process.is_alive():
-                process.kill()
+        for child in reversed(self._running):
+            child.process.terminate()
+        for child in reversed(self._running):
+            child.process.join(child.stop_s)
+            if child.process.is_alive():
+                child.process.kill()
 
 
-def _answers(url: str) -> bool:
+def _health(url: str) -> dict[str, Any] | None:
     try:
-        return httpx.get(f"{url}/health", timeout=2, trust_env=False).status_code == 200
+        answer = httpx.get(f"{url}/health", timeout=2, trust_env=False)
     except httpx.TransportError:
-        return False
+        return None
+    if answer.status_code != 200:
+        return None
+    try:
+        return dict(answer.json())
+    except (ValueError, TypeError):
+        return {}

@@ -18,7 +18,7 @@ from cli.config import CliSettings
 from cli.console import Json, branch, err, fail, out, print_json, run, show, table, words
 from cli.watching import picture
 from livery.client import Client, Exposed, ProblemError
-from wire.control import JobRequest, StartRequest, StatusReply
+from wire.control import JobRequest, RunDocument, StartRequest, StatusReply
 from wire.model import first_error
 
 app = branch("run", "Rent a GPU: one goal, one budget, watched until it is done.")
@@ -124,21 +124,9 @@ def start(
         _show_preview(run(local.first_step(request), as_json=as_json), as_json)
         return
 
-    file = _file_of(dataset)
-
-    async def begin() -> str:
+    async def begin() -> None:
         async with control_plane(url, here) as client:
-            job = request.job
-            if file is not None:
-                job = job.model_copy(update={"dataset": await client.upload(file)})
-            started = await client.start(
-                goal,
-                request.budget_total,
-                job=job,
-                deadline=deadline,
-                max_price_per_hour=request.max_price_per_hour,
-                key=key,
-            )
+            started = await _started(client, request, key)
             if watch:
                 await _watch(client, started.id, interval, as_json)
             elif as_json:
@@ -146,9 +134,23 @@ def start(
             else:
                 out.print(f"[bold]{started.id}[/]  {started.budget_total} {started.currency}")
                 out.print(f"watch it: livery run watch {started.id}")
-            return started.id
 
     run(begin(), as_json=as_json)
+
+
+async def _started(client: Client, request: StartRequest, key: str | None) -> RunDocument:
+    """Return the run of the request, begun; a dataset that is a file here is uploaded first."""
+    job, file = request.job, _file_of(request.job.dataset)
+    if file is not None:
+        job = job.model_copy(update={"dataset": await client.upload(file)})
+    return await client.start(
+        request.goal,
+        request.budget_total,
+        job=job,
+        deadline=request.deadline,
+        max_price_per_hour=request.max_price_per_hour,
+        key=key,
+    )
 
 
 @app.command("tick")

@@ -1,19 +1,12 @@
-"""`livery up`, `serve`, `vendor-mock`, `facilitator`: the servers."""
+"""`livery serve`, `vendor-mock`, `facilitator`: the servers, each by itself. All of them at once: `cli.up`."""
 
-import contextlib
-import secrets
-import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
-from cli.console import err, fail, out, table
+from cli.console import err, fail
 from wire.model import first_error
-
-if TYPE_CHECKING:
-    from agent.config import AgentSettings
 
 Host = Annotated[str | None, typer.Option("--host", help="The address to bind.")]
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65_535, help="The port to bind.")]
@@ -128,102 +121,3 @@ def _serve(app: Any, host: str, port: int | None, default: int, default_chosen: 
         err.print(f"port {wanted} is taken, {name} is at {bound}")
     err.print(f"{name}: http://{host}:{bound}")
     serving.serve(app, server, name=name, drain_s=drain_s)
-
-
-def up(
-    folder: Annotated[Path, typer.Option("--data", help="Where the books, the wallet and the logs are kept.")] = Path(
-        "~/.livery"
-    ),
-) -> None:
-    """
-    Run everything a developer needs until Ctrl-C: chain, facilitator, vendors, control plane, a funded wallet.
-
-    Example: livery up   and, in another terminal,   livery run start "Fine-tune tiny-llm" --budget 5 --watch
-    """
-    from agent.core.errors import WalletError
-    from chain.errors import ChainError
-    from cli.processes import NotReady
-    from inbound.serve import CannotServe
-
-    try:
-        _up(folder.expanduser())
-    except (ChainError, NotReady, CannotServe, WalletError) as error:
-        fail(str(error))
-
-
-def _up(folder: Path) -> None:
-    from agent.config import AgentSettings
-    from agent.wiring import create_wallet
-    from api.config import ApiSettings
-    from chain.devchain import DevChain, dev_account
-    from cli import processes
-    from cli.console import run
-    from cli.local import with_agent
-    from inbound.serve import bound_socket
-    from seeds.vendors import seed_vendors
-    from vendor_mock.config import VendorMockSettings
-    from wire.money import BASE_SEPOLIA_USDC
-
-    processes.end_on_sigterm()
-    folder.mkdir(parents=True, exist_ok=True)
-    # The chain is a new one each time, and what vendors did on an old one means nothing on it.
-    for old in folder.glob("vendor-mock.db*"):
-        old.unlink()
-    probe = bound_socket("127.0.0.1", 8545, chosen=False)
-    chain_port = probe.getsockname()[1]
-    probe.close()
-    secret = secrets.token_urlsafe(16)
-    with DevChain.start(chain_port, 1) as chain, processes.Processes(folder) as children:
-        settings = AgentSettings(
-            database_url=SecretStr(f"sqlite:///{folder / 'livery.db'}"),
-            artifact_url=SecretStr(str(folder / "artifacts")),
-            keystore_path=folder / "wallet.json",
-            keystore_password_path=folder / "wallet.password",
-            rpc_url=chain.url,
-            vendor_secrets=SecretStr(secret),
-            network="base-sepolia",
-            private_key=None,
-            cdp_wallet_secret=None,
-        )
-        if not settings.keystore_path.exists():
-            create_wallet(settings)
-        address = run(_address(settings))
-        chain.mint(address, 100 * 10**6)
-        paid_by = children.start(
-            processes.facilitator,
-            "facilitator",
-            4021,
-            chain.url,
-            dev_account(9).key,
-            BASE_SEPOLIA_USDC.network,
-        )
-        mock = VendorMockSettings.model_validate(
-            {"secret": secret, "rpc_url": chain.url, "facilitator_url": paid_by, "database": folder / "vendor-mock.db"}
-        )
-        sold_at = children.start(processes.vendors, "vendors", 4001, mock, None)
-        plane = children.start(processes.control_plane, "control-plane", 3000, settings, ApiSettings())
-        children.wait_until_ready(paid_by, sold_at, plane)
-
-        run(with_agent(lambda agent: seed_vendors(agent.store, agent.policy.asset, sold_at, replace=True), settings))
-        rows = [
-            ("control plane", plane),
-            ("vendors", f"{sold_at}, GPU_VENDOR_SECRET={secret}"),
-            ("facilitator", paid_by),
-            ("chain", f"{chain.url} (id {BASE_SEPOLIA_USDC.chain_id})"),
-            ("wallet", f"{address}, 100 test USDC, {settings.keystore_path}"),
-            ("logs", str(folder)),
-        ]
-        out.print(table(("", ""), rows))
-        url = "" if plane.endswith(":3000") else f" --url {plane}"
-        out.print(f'\ntry, in another terminal:  livery run start "Fine-tune tiny-llm" --budget 5 --watch{url}')
-        out.print("[dim]Ctrl-C ends it all[/]")
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-
-
-async def _address(settings: "AgentSettings") -> str:
-    from agent.wiring import open_wallet
-
-    wallet = open_wallet(settings)
-    assert wallet is not None
-    return await wallet.address()

@@ -56,7 +56,8 @@ def _new_for_worker(as_json: bool) -> None:
         address,
         f"keystore {settings.keystore}",
         f"password {settings.password_file}",
-        "send it some ether: refunds are transfers, and a worker that cannot send them sells nothing",
+        "it needs some ether: refunds are transfers, and a worker that cannot send them sells nothing",
+        *([f"fund it: livery chain fund {address}"] if _is_local(settings.rpc_url) else []),
     )
     show({"address": address, "keystore": str(settings.keystore)}, lambda: "\n".join(lines), as_json=as_json)
 
@@ -118,9 +119,12 @@ def _confirm_mainnet(settings: AgentSettings, as_json: bool) -> None:
     kept.write_text(MAINNET_WORDS + "\n")
 
 
+def _is_local(rpc_url: str) -> bool:
+    return any(host in rpc_url for host in ("localhost", "127.0.0.1"))
+
+
 def _how_to_fund(settings: AgentSettings, address: str) -> str:
     asset = ASSETS[settings.network]
-    local = any(host in settings.rpc_url for host in ("localhost", "127.0.0.1"))
-    if local:
+    if _is_local(settings.rpc_url):
         return f"fund it: livery chain fund {address} --usdc 100"
     return f"fund it: send USDC ({asset.address} on {settings.network}) to {address}"

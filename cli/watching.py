@@ -92,7 +92,7 @@ def _jobs(run: RunDocument, jobs: tuple[JobDocument, ...]) -> Table:
             f"{job.progress * 100:.0f} %",
             f"{job.expected_cost} {run.currency}" if job.expected_cost else "",
             "" if job.actual_cost is None else f"{job.actual_cost} {run.currency}",
-            words(job.error_message or _metrics(job.final_metrics)),
+            words(job.error_message or _metrics(job.final_metrics or _losses(job))),
         )
     return made
 
@@ -106,8 +106,13 @@ def _artifacts(jobs: tuple[JobDocument, ...]) -> Table:
     return made
 
 
-def _metrics(metrics: dict[str, Decimal] | None) -> str:
-    return ", ".join(f"{name} {value}" for name, value in (metrics or {}).items())
+def _losses(job: JobDocument) -> dict[str, Decimal]:
+    """Return what was measured last of a job that goes on, of all there is only how well it learns."""
+    return {name: value for name, value in (job.latest_metrics or {}).items() if name in ("loss", "eval_loss")}
+
+
+def _metrics(metrics: dict[str, Decimal]) -> str:
+    return ", ".join(f"{name} {float(value):.6g}" for name, value in metrics.items())
 
 
 def _payments(payments: tuple[PaymentDocument, ...]) -> Table:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,10 +70,12 @@ def start(
     data: Annotated[Path | None, typer.Option("--data", help="Its folder: jobs, books, keys.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model of jobs that name none.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")] = None,
-    host: Annotated[str | None, typer.Option("--host", help="The address to listen at.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="The address to listen at; 0.0.0.0: all it has.")] = None,
     port: Annotated[int | None, typer.Option("--port", "--api-port", min=0, max=65_535, help="The port.")] = None,
     rpc_url: Annotated[str | None, typer.Option("--rpc-url", help="A node of the chain.")] = None,
-    node_endpoint: Annotated[str | None, typer.Option("--node-endpoint", help="Its address for buyers.")] = None,
+    public_url: Annotated[
+        str | None, typer.Option("--public-url", "--node-endpoint", help="The address at which buyers reach it.")
+    ] = None,
     env_file: Annotated[Path, typer.Option("--env-file", help="Settings, below the environment.")] = DEFAULT_ENV,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more in the log.")] = False,
     private_key: PrivateKey = None,
@@ -86,7 +87,7 @@ def start(
     layer_end: Annotated[int | None, typer.Option("--layer-end", help=_UNUSED)] = None,
 ) -> None:
     """
-    Rent this machine out until Ctrl-C or SIGTERM, which let jobs make a checkpoint and pay back what was not used.
+    Rent this machine out until Ctrl-C or SIGTERM, which let jobs make a checkpoint and pay their buyers back.
 
     Kinds are fine_tune, evaluate, generate and container (Docker or Podman); none is sold until you name it.
     What is typed wins over the environment, that over the file.
@@ -110,7 +111,7 @@ def start(
         host=host,
         port=port,
         rpc_url=rpc_url,
-        public_url=node_endpoint,
+        public_url=public_url,
         oracle_url=oracle_url,
         grpc_port=grpc_port,
         grpc_endpoint=grpc_endpoint,
@@ -126,7 +127,9 @@ def _run(settings: "WorkerSettings", env_file: Path) -> None:
     from gpu_worker.core.errors import WorkerError
     from gpu_worker.lifecycle import live
     from gpu_worker.machine import loose_file
-    from gpu_worker.wiring import open_worker, secret_file
+    from gpu_worker.wiring import open_worker
+    from inbound.serve import stopped_by_signals
+    from wire.loopback import is_loopback
 
     need_worker()
     # Those that are always looked for are told where the worker is opened.
@@ -134,20 +137,21 @@ def _run(settings: "WorkerSettings", env_file: Path) -> None:
         logger.warning("%s", sentence)
 
     async def serve(worker: "Worker") -> "Report":
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        return await live(worker, stop)
+        return await live(worker, stopped_by_signals())
 
     try:
         worker = open_worker(settings)
-        url = worker.door.url
+        # Bound already here: an address that is taken is told before anything else is.
+        local_url, url = worker.door.local_url, worker.door.url
     except OSError as error:
         fail(f"{settings.folder} cannot be used: {error.strerror}", "Name another folder with --data.")
     except (WorkerError, ChainError, ValueError) as error:
         fail(str(error))
-    secret = "LIVERY_WORKER_SECRET" if settings.secret else str(secret_file(settings))
-    logger.info("buyers add it with: livery vendors add %s %s", settings.vendor_id, url, extra={"secret": secret})
+    logger.info("a buyer registers it with: livery vendors add %s %s", settings.vendor_id, url)
+    place = "LIVERY_WORKER_SECRET" if settings.secret else settings.secret_file
+    logger.info("its secret is in %s: the buyer's GPU_VENDOR_SECRET is %s=SECRET", place, settings.vendor_id)
+    if url == local_url and is_loopback(settings.host):
+        logger.info("only this machine reaches it; for others: --host 0.0.0.0 --public-url https://…")
     try:
         asyncio.run(serve(worker))
     except (WorkerError, ChainError) as error:
@@ -188,6 +192,10 @@ def drain(api_url: ApiUrl = None, as_json: Json = False) -> None:
     show(found, lambda: f"{found['name']} sells nothing more and ends when its jobs have: {left}", as_json=as_json)
 
 
+def _refunds(count: int | None) -> str:
+    return "the chain does not answer: it is not known" if count is None else f"its ether is enough for {count}"
+
+
 def _page(found: dict[str, Any]) -> Any:
     from rich.console import Group
 
@@ -197,12 +205,14 @@ def _page(found: dict[str, Any]) -> Any:
     rows: list[tuple[str, object]] = [
         ("worker", f"{found['name']}, {found['state']} for {float(found['uptime']):.0f} s"),
         ("buyers reach it", f"livery vendors add {found['vendorId']} {found['url']}"),
-        ("paid at", found["address"]),
+        ("its secret", f"in {found['secretIn']}; the buyer's GPU_VENDOR_SECRET is {found['vendorId']}=SECRET"),
+        ("paid at", found["address"] or "nothing yet: livery wallet new --worker makes a key"),
+        *([("refunds", _refunds(found["refunds"]))] if found["address"] else []),
         ("sells", ", ".join(found["kinds"]) or "nothing: turn a kind on with --kinds or LIVERY_WORKER_KINDS"),
         ("price", f"{found['limits']['pricePerHour']} USDC an hour"),
         ("runs on", f"{device['gpuType']}, {device['memoryBytes'] / 1024**3:.1f} GiB" if device else "not known yet"),
         ("speed", f"{speed['tokensPerS']} tokens/s (training of the reference model)" if speed else "not measured yet"),
-        ("earned", f"{found['earned']} USDC from {found['sold']} jobs"),
+        ("earned", f"{found['earned']} USDC; jobs sold: {found['sold']}"),
     ]
     if rest:
         rows.append(("rests", rest["reason"]))

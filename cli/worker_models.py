@@ -47,7 +47,10 @@ def models(as_json: Json = False) -> None:
     show(
         found,
         lambda: (
-            table(("model", "bytes", "hash"), rows) if rows else f"no models yet: they go into {settings.models_folder}"
+            table(("model", "bytes", "hash"), rows)
+            if rows
+            else f"no models yet: they go into {settings.models_folder},\n"
+            "a folder each with config.json, tokenizer and safetensors"
         ),
         as_json=as_json,
     )
@@ -131,16 +134,18 @@ def _config_of(model: str, settings: "WorkerSettings", hub: bool, as_json: bool)
     if not (hub or settings.hub):
         hint = "Name a folder that has its config.json, or fetch that alone with --hub."
         fail(f"{model} is not on this machine", hint, "model_unknown", as_json=as_json)
-    return _from_hub(model, as_json)
+    return _from_hub(model, settings, as_json)
 
 
-def _from_hub(model: str, as_json: bool) -> dict[str, Any]:
+def _from_hub(model: str, settings: "WorkerSettings", as_json: bool) -> dict[str, Any]:
     from outbound.errors import OutboundError
     from outbound.http import HttpClient
 
     url = f"https://huggingface.co/{model}/raw/main/config.json"
+    token = settings.hf_token
+    headers = {} if token is None else {"authorization": f"Bearer {token.get_secret_value()}"}
     fetch = HttpClient().request(
-        "GET", url, headers={}, content=None, timeout_s=TIMEOUT_S, body_bytes_max=BODY_BYTES_MAX
+        "GET", url, headers=headers, content=None, timeout_s=TIMEOUT_S, body_bytes_max=BODY_BYTES_MAX
     )
     try:
         reply = run(fetch, as_json=as_json)

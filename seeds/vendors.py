@@ -45,3 +45,9 @@ async def seed_vendors(store: Store, asset: Asset, endpoint: str, *, replace: bo
         if await store.put_vendor(vendor, replace=replace):
             added.append(vendor_id)
     return added
+
+
+async def remove_seeds(store: Store) -> None:
+    """Take the mock's vendors off the register: nothing serves them any more. Their past jobs and payments stay."""
+    for vendor_id, *_ in SEEDS:
+        await store.remove_vendor(vendor_id)

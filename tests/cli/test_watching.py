@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from rich.console import Console
 
-from cli.demo import Books
+from cli.books import Books
 from cli.watching import picture, short
 from wire.control import JobDocument, JobRequest, ObservationDocument, PaymentDocument, RunDocument, StatusReply
 

@@ -22,6 +22,10 @@ pytestmark = pytest.mark.slow
 KEY = dev_account(8).key
 TOKEN = "hf_thisIsAToken"
 SECRET = "the-secret-of-the-buyers"
+LAYERS = (
+    *("--layer-start", "0", "--layer-end", "4", "--grpc-port", "50051"),
+    *("--grpc-endpoint", "http://127.0.0.1:50051", "--oracle-url", "http://127.0.0.1:1"),
+)
 
 
 def _environment(home: Path, **more: str) -> dict[str, str]:
@@ -88,8 +92,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A worker that sells nothing yet: it has no key and no kind."""
-    with Worker(tmp_path_factory.mktemp("owner")) as running:
+    """A worker that sells nothing yet: it has no key and no kind. It is told of layers, which it does not serve."""
+    with Worker(tmp_path_factory.mktemp("owner"), *LAYERS) as running:
         running.wait_for("worker is online")
         yield running
         assert running.stop() == 0
@@ -103,12 +107,12 @@ def owner(worker: Worker) -> Livery:
 
 
 @pytest.mark.row(58)
-def test_the_hardware_is_told_as_json(home: Path) -> None:
-    said = _typed(home, "hw", "--json", DEVICE="cpu", RAM_MB="4321")
-    assert said.returncode == 0, said.stderr
-    found = json.loads(said.stdout)
+def test_the_hardware_is_told_as_json(livery: Livery) -> None:
+    said = livery("hw", "--json", DEVICE="cpu", RAM_MB="4321")
+    assert said.code == 0, said.err
+    found = said.json
     assert (found["ram_mb"], found["vram_mb"], found["device"]) == (4_321, 0, "cpu")
-    measured = json.loads(_typed(home, "hw", "--json").stdout)
+    measured = livery("hw", "--json").json
     assert abs(measured["ram_mb"] * 1024**2 - psutil.virtual_memory().available) < 2 * 1024**3
     assert measured["device"] in ("cpu", "cuda", "mps")
 
@@ -122,14 +126,14 @@ def test_a_device_that_is_not_there_is_said_in_a_sentence(livery: Livery) -> Non
 
 
 @pytest.mark.row(81)
-def test_the_stats_are_told_as_json_under_both_names(home: Path) -> None:
-    said = _typed(home, "stats", "--json")
-    assert said.returncode == 0, said.stderr
-    found = json.loads(said.stdout)
+def test_the_stats_are_told_as_json_under_both_names(livery: Livery) -> None:
+    said = livery("stats", "--json")
+    assert said.code == 0, said.err
+    found = said.json
     system = ("free_vram_mb", "total_vram_mb", "free_ram_mb", "total_ram_mb", "cpu_percent", "gpu_temperature")
     assert [name for name in system if name not in found] == []
     assert 0 < found["free_ram_mb"] <= found["total_ram_mb"]
-    again = json.loads(_typed(home, "worker", "stats", "--json").stdout)
+    again = livery("worker", "stats", "--json").json
     assert again.keys() == found.keys()
     assert again["total_ram_mb"] == found["total_ram_mb"]
 
@@ -137,37 +141,41 @@ def test_the_stats_are_told_as_json_under_both_names(home: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "typed", "instead"),
     [("--private-key", KEY, "livery wallet new --worker"), ("--hf-token", TOKEN, "HF_TOKEN")],
+    ids=["key", "token"],
 )
-def test_a_secret_is_not_taken_from_a_command_line(home: Path, option: str, typed: str, instead: str) -> None:
-    said = _typed(home, "worker", "start", option, typed)
-    assert said.returncode == 2
-    words = " ".join(said.stderr.replace("│", " ").split())
+def test_a_secret_is_not_taken_from_a_command_line(livery: Livery, option: str, typed: str, instead: str) -> None:
+    said = livery("worker", "start", option, typed)
+    assert said.code == 2
+    words = " ".join(said.err.replace("│", " ").split())
     assert "a secret is not taken from a command line" in words
     assert instead in words
-    assert typed not in said.stdout + said.stderr
-    assert not (home / ".livery").exists()
+    assert typed not in said.out + said.err
+    assert not (livery.home / ".livery").exists()
 
 
 @pytest.mark.row(80)
-def test_files_that_others_can_read_are_named_with_what_mends_them(home: Path) -> None:
-    data = home / "data"
+def test_files_that_others_can_read_are_named_with_what_mends_them(
+    livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(livery.home)
+    data = livery.home / "data"
     data.mkdir()
-    files = [home / ".env", data / "wallet.json", data / "wallet-password"]
+    files = [livery.home / ".env", data / "wallet.json", data / "wallet-password"]
     for file in files:
         file.write_text("")
         file.chmod(0o644)
     # It warns first and then ends, because the keystore is none: nothing waits for a port here.
-    loose = _typed(home, "worker", "start", "--data", str(data))
+    loose = livery("worker", "start", "--data", str(data))
     for file in files:
         path = file.name if file.name == ".env" else str(file)
-        warnings = [line for line in loose.stderr.splitlines() if f"chmod 600 {path}" in line]
-        assert len(warnings) == 1, loose.stderr
+        warnings = [line for line in loose.err.splitlines() if f"chmod 600 {path}" in line]
+        assert len(warnings) == 1, loose.err
         assert json.loads(warnings[0])["level"] == "warning"
         file.chmod(0o600)
-    strict = _typed(home, "worker", "start", "--data", str(data))
-    assert "chmod" not in strict.stderr
-    assert strict.returncode == loose.returncode == 1
-    assert "does not open with this password" in strict.stderr
+    strict = livery("worker", "start", "--data", str(data))
+    assert "chmod" not in strict.err
+    assert strict.code == loose.code == 1
+    assert "does not open with this password" in strict.err
 
 
 @pytest.mark.row(80)
@@ -192,12 +200,30 @@ def test_no_secret_reaches_a_log_a_program_or_a_status(home: Path) -> None:
 
 
 def _children(pid: int) -> list[psutil.Process]:
-    """Return the programs of a worker, once there is one."""
+    """Return the programs of a worker, once there is one: before it is itself, a process is a copy of its parent."""
     worker, deadline_s = psutil.Process(pid), time.monotonic() + WAIT_S
-    while not (found := worker.children()):
+    while not (found := [child for child in worker.children() if "gpu_worker.engine.measure" in child.cmdline()]):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
     return found
+
+
+def test_the_first_start_says_how_a_buyer_registers_it_and_what_is_missing(worker: Worker) -> None:
+    folder = worker.home / ".livery/worker"
+    said = [str(event["event"]) for event in worker.events]
+    assert f"a buyer registers it with: livery vendors add worker {worker.url}" in said
+    assert f"its secret is in {folder}/secret: the buyer's GPU_VENDOR_SECRET is worker=SECRET" in said
+    assert any(line.startswith("only this machine reaches it") for line in said)
+    assert any("nothing is sold: there is no key" in line and "livery wallet new --worker" in line for line in said)
+    assert any("no kind of job is sold" in line for line in said)
+    assert (folder / "secret").read_text() not in worker.log
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / "secret")] == [0o700, 0o600]
+
+
+def test_options_of_layer_slices_are_taken_and_answered_in_one_line(worker: Worker) -> None:
+    told = [event for event in worker.events if "layer slices" in str(event["event"])]
+    assert [event["level"] for event in told] == ["warning"]
+    assert "LAYER, GRPC and ORACLE settings are read and not used" in str(told[0]["event"])
 
 
 def test_the_owner_sees_the_worker_and_how_buyers_reach_it(owner: Livery, worker: Worker) -> None:
@@ -205,6 +231,8 @@ def test_the_owner_sees_the_worker_and_how_buyers_reach_it(owner: Livery, worker
     assert shown.code == 0, shown.err
     assert f"livery vendors add worker {worker.url}" in shown.out
     assert "nothing: turn a kind on" in shown.out
+    assert "nothing yet: livery wallet new --worker makes a key" in shown.out
+    assert f"{worker.home}/.livery/worker/secret" in shown.out
     told = owner("worker", "status", "--json").json
     assert (told["state"], told["url"], told["jobs"]) == ("online", worker.url, [])
 
@@ -228,11 +256,17 @@ def test_a_worker_that_does_not_run_is_said_with_what_starts_it(livery: Livery) 
     )
 
 
-def test_a_drained_worker_ends_by_itself(home: Path) -> None:
-    with Worker(home) as running:
+def test_a_worker_with_another_address_for_buyers_obeys_its_owner_and_drained_it_ends(home: Path) -> None:
+    typed = ("--public-url", "https://gpu.example")
+    with Worker(home, *typed) as running:
         running.wait_for("worker is online")
-        drained = Livery(home, _environment(home))("worker", "drain")
+        livery = Livery(home, {**_environment(home), "COLUMNS": "200"})
+        shown = livery("worker", "status")
+        drained = livery("worker", "drain")
         code = running.wait()
+    assert shown.code == 0, shown.err
+    assert "livery vendors add worker https://gpu.example" in shown.out
+    assert "only this machine reaches it" not in running.log
     assert drained.code == 0, drained.err
     assert "sells nothing more" in drained.out
     assert code == 0
@@ -253,6 +287,9 @@ def test_two_workers_of_one_folder_are_one_too_many(owner: Livery, worker: Worke
         (("--kinds", "mining"), "there are no jobs of the kind 'mining'"),
         (("--env-file", "/no/such/file"), "there is no file /no/such/file"),
         (("--layer-start", "3"), "LAYER_START and LAYER_END come together"),
+        (("--layer-end", "3"), "LAYER_START and LAYER_END come together"),
+        (("--grpc-port", "0"), "grpc_port: "),
+        (("--node-endpoint", "https://gpu.example", "--price", "free"), "price_per_hour: "),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(livery: Livery, words: tuple[str, ...], said: str) -> None:
