@@ -16,6 +16,7 @@ from bench.records import FOLDER, recorded
 PAGE = FOLDER.with_suffix(".md")
 SUITES = {
     "kill_matrix": "Kills: SIGKILL from outside at a named point, and another process takes the work up",
+    "worker_kills": "Workers: SIGKILL at random moments of real fine-tunes, of worker, job program or control plane",
     "concurrency": "Crowds: operating-system processes at once on one store",
     "hostile": "Hostile facilitators and vendors, each with the end that is expected",
     "orphans": "Orphans: jobs that a vendor goes on with and nobody wants",
@@ -30,7 +31,7 @@ _RULES: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
     (r".*", lambda before, more: before + more),
 )
 # In these suites overspend is a number of trials, in all others one of atomic units.
-_OVERSPENT_TRIALS = ("kill_matrix",)
+_OVERSPENT_TRIALS = ("kill_matrix", "worker_kills")
 
 Totals = Mapping[str, Mapping[str, Any]]
 
@@ -143,7 +144,7 @@ billing. What was tried against that, and what came of it; written by `make reli
 `docs/reliability/*.jsonl`, one line a run; a run that failed stays in the sums after what it found is mended (the
 broken invariant of seed 11 at b7f80bc: two runs were promised one transfer as their refund). What is broken in the
 crowds is that more than 1 % of the ticks at one wallet's day on MongoDB found no answer; nothing was overspent. The
-invariants I1-I6 that every trial is held against stand in `agent/core/invariants.py`.
+invariants I1-I7 that every trial is held against stand in `agent/core/invariants.py`.
 
 What others do is from their own code, issues and documents, none of it was run beside ours. Where somebody does better
 it says so.
@@ -155,6 +156,17 @@ PROMISES = (
         _survived,
         "DBOS: chaos tests with two named commit points, by exception or sleep; Temporal and Restate replay a log, and"
         " leave effects at least once; no x402 client that we know of survives one between signing and saving",
+    ),
+    Promise(
+        "real fine-tunes whose worker, program or control plane is killed",
+        _of(
+            "worker_kills",
+            "{kills:,} kills in {runs:,} runs: **{jobs_lost}** jobs lost, **{double_payments}** paid twice,"
+            " **{results_differ}** other models than undisturbed, **{orphan_processes}** processes and"
+            " **{orphan_files}** files left; {went_on_elsewhere} went on at another worker",
+        ),
+        "SkyPilot's managed jobs go on from checkpoints that their author keeps; random kills of all that serve a job"
+        " are a published figure nowhere that we know of",
     ),
     Promise(
         "double payments",

@@ -54,7 +54,7 @@ async def _measured(settings: WorkerSettings, *, again: bool) -> dict[str, Any]:
         "startS": speed.start_s,
         "device": device.name,
         "gpuType": device.gpu_type,
-        "threads": machine.threads(settings, here),
+        "threads": settings.threads_of(here.cpu_count),
     }
 
 
