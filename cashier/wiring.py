@@ -46,6 +46,10 @@ class Cashier:
     async def recover(self, start: Start) -> Recovered:
         return await recover(self.desk, start)
 
+    async def open_bodies(self) -> list[bytes]:
+        """Return the bodies of the requests whose payments have no answer yet."""
+        return [taking.body for taking in await self.desk.till.unfinished()]
+
     async def refund(self, payment_id: str, amount_atomic: int, key: str) -> str:
         return await refund(self.desk, payment_id, amount_atomic, key)
 

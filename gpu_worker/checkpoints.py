@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from gpu_worker.core.errors import BadInput, WorkerError
 from gpu_worker.core.model import Job
+from gpu_worker.core.pricing import first_step
 from gpu_worker.ports import Worker
 from wire.vendor import CheckpointSeen
 
@@ -21,7 +22,8 @@ class Pusher:
         self._job = job
         self._fresh = asyncio.Event()
         self._lock = asyncio.Lock()
-        self._pushed_step = -1 if job.pushed is None else job.pushed.step
+        # What the job began from is in the buyer's store already, as another job's.
+        self._pushed_step = first_step(job) if job.pushed is None else job.pushed.step
         self._is_refused = job.files is None
 
     def tell(self) -> None:
@@ -59,7 +61,8 @@ class Pusher:
             return
         manifest, folder = newest
         pushed = await self._worker.checkpoints.push(self._job.files, manifest, folder)
-        self._pushed_step = pushed.step
         at = datetime.fromtimestamp(self._worker.clock(), UTC)
         seen = CheckpointSeen(**dict(pushed.description()), at=at)
         await self._worker.book.update_job(self._job.job_id, lambda stored: replace(stored, pushed=seen))
+        # Last: who is cancelled before the row has it leaves it to the last push.
+        self._pushed_step = pushed.step

@@ -56,16 +56,34 @@ class WorkerSettings(BaseSettings):
     default_dataset: Path | None = Field(
         None, description="The file that a fine-tune trains on where it names none.", **_env("DEFAULT_DATASET")
     )
-    hub: bool = Field(False, description="Whether models may be fetched from Hugging Face's hub.", **_env("HUB"))
-    hf_token: SecretStr | None = Field(None, description="The hub's token.", **_env("HF_TOKEN", "HF_TOKEN"))
+    hub: bool = Field(
+        False,
+        description="Whether `livery worker forecast` may fetch a model's config.json from Hugging Face's hub. "
+        "Models themselves are never fetched.",
+        **_env("HUB"),
+    )
+    hf_token: SecretStr | None = Field(
+        None, description="The hub's token, for models that ask for one.", **_env("HF_TOKEN", "HF_TOKEN")
+    )
     allow_private_urls: bool = Field(
         False,
         description="Whether datasets and checkpoints may be fetched from this machine's own network.",
         **_env("ALLOW_PRIVATE_URLS"),
     )
+    container_images: str = Field(
+        "",
+        description="The images that jobs of the kind container may run, with commas, as `docker images` has them. "
+        "Empty: none; what is in an image can be read by whoever runs it.",
+        **_env("CONTAINER_IMAGES"),
+    )
     # what runs jobs
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(
         "auto", description="What jobs run on; auto takes cuda, then mps, then cpu.", **_env("DEVICE", "DEVICE")
+    )
+    gpus: str | None = Field(
+        None,
+        description="The GPUs that jobs may use: UUIDs or numbers, as CUDA reads them. Unset: all.",
+        **_env("GPUS", "CUDA_VISIBLE_DEVICES"),
     )
     ram_mb: int | None = Field(
         None, ge=1, description="The memory in MiB that is told instead of the machine's.", **_env("RAM_MB", "RAM_MB")
@@ -97,7 +115,11 @@ class WorkerSettings(BaseSettings):
         None, ge=1, description="GPU memory in MiB that jobs may use.", **_env("VRAM_MAX_MB")
     )
     memory_max_mb: int | None = Field(
-        None, ge=1, description="Memory in MiB that one job may use. Unset: nine tenths of it.", **_env("MEMORY_MAX_MB")
+        None,
+        ge=1,
+        description="Memory in MiB that one job may use. Unset: half of what is free when it is sold; "
+        "it is ended at nine tenths of all.",
+        **_env("MEMORY_MAX_MB"),
     )
     disk_max_mb: int | None = Field(
         None, ge=1, description="Disk in MiB that one job may use. Unset: 20 GiB.", **_env("DISK_MAX_MB")
@@ -218,6 +240,16 @@ class WorkerSettings(BaseSettings):
         return "port" in self.model_fields_set
 
     @property
+    def visible_gpus(self) -> str | None:
+        """Return the GPUs that programs see, None: all; a variable that is set and empty is none to CUDA."""
+        return self.gpus if self.gpus is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    @property
+    def counts_by_bus(self) -> bool:
+        """Whether CUDA counts GPUs here as the driver does."""
+        return os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+
+    @property
     def vendor_id(self) -> str:
         return re.sub(r"[^a-z0-9._-]", "-", self.name.lower())
 
@@ -243,8 +275,17 @@ class WorkerSettings(BaseSettings):
         return self.keystore_password_path or self.folder / "wallet-password"
 
     @property
+    def secret_file(self) -> Path:
+        """Where the buyers' secret is kept that was made here."""
+        return self.folder / "secret"
+
+    @property
     def disk_max_bytes(self) -> int:
         return (self.disk_max_mb or 20 * 1024) * _MIB
+
+    def threads_of(self, cores: int) -> int:
+        """Return the threads of one job: one core stays with the worker, the rest is shared by the jobs."""
+        return self.threads or max(1, (cores - 1) // self.jobs_max)
 
     def is_sold(self, kind: str) -> bool:
         """Return whether the owner has switched the kind of job on."""

@@ -137,15 +137,20 @@ def _unpack(
     raw: Path, suffix: str, form: InputForm, digest: str, limits: Limits, is_left: threading.Event
 ) -> InputFile:
     """Return the file of records made of `raw`, which is removed. Raises BadInput, OSError."""
-    count, made = 0, raw.parent / DATA
+    count, size, made = 0, 0, raw.parent / DATA
     with raw.open("rb") as source, made.open("wb") as file:
         for record in unpacked(source, suffix, form, limits, is_left.is_set):
-            file.write(decimal_json.dumps(record) + b"\n")
+            size += file.write(decimal_json.dumps(record) + b"\n")
             count += 1
+            # A sign that is one byte in a text may be six in JSON.
+            if size > limits.unpacked_bytes_max:
+                raise too_large(more_than(limits.unpacked_bytes_max, "written as records it has"))
+            if count > limits.records_max:
+                raise too_large(f"it has more than the {limits.records_max} records that this worker takes")
     raw.unlink()
     if count == 0:
         raise unusable("the dataset is empty")
-    return InputFile(name=DATA, sha256=digest, form=form, records=count, bytes=made.stat().st_size)
+    return InputFile(name=DATA, sha256=digest, form=form, records=count, bytes=size)
 
 
 def _refused(error: OutboundError, limits: Limits) -> BadInput | Unavailable:

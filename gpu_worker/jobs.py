@@ -79,11 +79,14 @@ async def supervise(worker: Worker, live: Live) -> None:
     job = await worker.book.find_job(live.job_id)
     if job is None or job.status in TERMINAL:
         return
-    live.kind, live.step, live.steps, live.used_s = job.kind, job.step, job.steps, job.used_s
+    live.kind, live.step, live.steps = job.kind, job.step, job.steps
+    live.used_s, live.marks = job.used_s, dict(job.marks)
     if worker.now.is_stopping:
         live.nudged.set()
     pusher = Pusher(worker, job)
     pushing = asyncio.create_task(pusher.run())
+    # The worker before may have died with a checkpoint half pushed: it is pushed whole, and nothing of it lies about.
+    pusher.tell()
     try:
         end = await _worked(worker, job, live, pusher)
     except _Nudged:
@@ -115,7 +118,7 @@ async def _worked(worker: Worker, job: Job, live: Live, pusher: Pusher) -> End:
         await _unless_nudged(live, _may_work(worker, job))
         if job.ends_by_s is not None and worker.clock() >= job.ends_by_s:
             return End(status="cancelled", message="its hours are over")
-        began_at = await _begin(worker, job, work)
+        began_at = await _begin(worker, live, work)
         ended = await watch(worker, job, live, work, pusher)
         if (end := _end_of(ended, live)) is not None:
             return end
@@ -167,11 +170,19 @@ async def _may_work(worker: Worker, job: Job) -> None:
         return
 
 
-async def _begin(worker: Worker, job: Job, work: Work) -> int:
-    """Write the spec of the next start, from the newest whole checkpoint on, and return that one's step."""
-    newest = await worker.folders.checkpoint(job.job_id)
+async def _begin(worker: Worker, live: Live, work: Work) -> int:
+    """
+    Write the spec of the next start, from the newest whole checkpoint on, and return that one's step.
+
+    The clock goes back to it: what broke off was the owner's, and the buyer does not pay for the same steps twice.
+    """
+    newest = await worker.folders.checkpoint(live.job_id)
     step = None if newest is None else newest[0].step
-    await worker.folders.make(job.job_id, work.spec.model_copy(update={"resume_step": step}))
+    kept_s = pricing.kept_s(live.marks, live.used_s, live.step, step)
+    if kept_s != live.used_s:
+        live.used_s = kept_s
+        await worker.book.update_job(live.job_id, lambda stored: replace(stored, used_s=kept_s))
+    await worker.folders.make(live.job_id, work.spec.model_copy(update={"resume_step": step}))
     return step or 0
 
 
@@ -220,8 +231,9 @@ async def finish(worker: Worker, live: Live, end: End) -> None:
     """Store the end of the job; its refund and its callback follow from the row."""
     try:
         await worker.folders.seal(live.job_id)
-    except WorkerError as error:
-        _LOG.warning("%s", error)
+    except Exception:
+        # Its files are worth less than its refund, whatever is wrong with them.
+        _LOG.exception("the result of %s is not whole", live.job_id)
     stored = await worker.book.update_job(live.job_id, ended(live, end, int(worker.clock())))
     if stored is not None:
         _LOG.info("job %s", stored.status, extra={"job_id": live.job_id, "used_s": str(stored.used_s)})

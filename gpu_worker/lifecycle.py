@@ -7,7 +7,7 @@ Rule 2: whatever it ends in, its entry is taken away and no program is left.
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -20,7 +20,7 @@ from gpu_worker.core.owner import Yield
 from gpu_worker.drain import drain
 from gpu_worker.jobs import keep_jobs
 from gpu_worker.ports import Worker
-from gpu_worker.preparing import ram_bytes, threads_of
+from gpu_worker.preparing import ram_bytes
 from gpu_worker.status import earned_atomic, uptime_s
 from storefront.model import TERMINAL
 from wire.money import to_decimal
@@ -29,6 +29,7 @@ from wire.vendor import WorkerState
 # How long an ended job's files are kept for its buyer.
 KEPT_S = 7 * 86_400
 REFUNDS_FEW = 100
+WITH_MODEL = ("fine_tune", "evaluate", "generate")
 
 _LOG = logging.getLogger("livery.gpu_worker")
 
@@ -59,11 +60,17 @@ async def live(worker: Worker, stop: asyncio.Event) -> Report:
             door = group.create_task(worker.door.serve(closing))
             keepers: list[asyncio.Task[None]] = []
             if await _unless(stop, _rise(worker)):
-                loops = (keep_jobs(worker), worker.tend(), _watch(worker, closing), _fund(worker))
+                loops = (keep_jobs(worker), worker.tend(), _watch(worker, closing), _fund(worker), _sweep(worker))
                 keepers = [group.create_task(_kept(loop)) for loop in loops]
                 _enter(worker, "online")
+                _tell_offer(worker)
                 await _gone(worker, stop)
-                await drain(worker)
+
+                async def closed() -> None:
+                    closing.set()
+                    await asyncio.wait((door,))
+
+                await drain(worker, closed)
             closing.set()
             await door
             for keeper in keepers:
@@ -90,24 +97,38 @@ async def _rise(worker: Worker) -> None:
     now.machine = await worker.hardware.read()
     now.device = worker.choose(now.machine)
     _enter(worker, "registering")
+    await _check_name(worker)
     await _funds(worker)
-    await worker.registry.register({"url": worker.door.url, "vendorId": worker.vendor.vendor_id, "name": settings.name})
+    entry = {"url": worker.door.local_url, "vendorId": worker.vendor.vendor_id, "name": settings.name}
+    await worker.registry.register(entry)
     _enter(worker, "loading")
     await _tidy(worker)
-    if settings.is_sold("container"):
-        memory, cpus = ram_bytes(worker), threads_of(worker)
-        job_ids = [job.job_id for job in await worker.book.jobs()]
-        now.container = await worker.containers.find(memory_bytes=memory, cpus=cpus, job_ids=job_ids)
+    # What a dead worker left is ended, though the owner sells no containers any more.
+    job_ids = [job.job_id for job in await worker.book.jobs() if job.kind == "container"]
+    if settings.is_sold("container") or job_ids:
+        memory, cpus = ram_bytes(worker), settings.threads_of(now.machine.cpu_count)
+        found = await worker.containers.find(memory_bytes=memory, cpus=cpus, job_ids=job_ids)
+        if found is not None and settings.is_sold("container"):
+            now.container = found.model_copy(update={"visible": now.device.visible})
     _enter(worker, "measuring")
-    if any(settings.is_sold(kind) for kind in ("fine_tune", "evaluate", "generate")):
+    if any(settings.is_sold(kind) for kind in WITH_MODEL):
         try:
             now.speed = await worker.measure(now.machine).speed(now.device)
         except WorkerError as error:
             now.notes += (f"how fast this machine is could not be measured: {error}",)
-    now.notes += now.machine.problems + notes_of(worker)
+    now.notes += now.machine.problems + notes_of(worker, await worker.models.names())
     for note in now.notes:
         _LOG.warning("%s", note)
     now.may_work.set()
+
+
+async def _check_name(worker: Worker) -> None:
+    """Raises OwnersFault: jobs were sold under another name, and their buyers would find neither them nor a refund."""
+    unended = [job for job in await worker.book.jobs() if job.status not in TERMINAL]
+    if other := next((job.vendor_id for job in unended if job.vendor_id != worker.vendor.vendor_id), None):
+        raise OwnersFault(
+            f"jobs that {other} sold have not ended: start with LIVERY_WORKER_NAME={other} until they have"
+        )
 
 
 def _enter(worker: Worker, state: WorkerState) -> None:
@@ -115,14 +136,26 @@ def _enter(worker: Worker, state: WorkerState) -> None:
     _LOG.info("worker is %s", state)
 
 
-def notes_of(worker: Worker) -> tuple[str, ...]:
-    """Return what the owner should know of the settings, a sentence each."""
+def _tell_offer(worker: Worker) -> None:
+    now, settings = worker.now, worker.settings
+    kinds = listed(settings.kinds)
+    if now.problem is None and kinds and now.device is not None:
+        what, where = ", ".join(kinds), now.device.gpu_type
+        _LOG.info("it sells %s on %s for %s USDC an hour", what, where, settings.price_per_hour)
+
+
+def notes_of(worker: Worker, models: Collection[str]) -> tuple[str, ...]:
+    """Return what the owner should know of the settings and of the models that are here, a sentence each."""
     settings, now = worker.settings, worker.now
     notes = []
     if not listed(settings.kinds):
         notes.append("no kind of job is sold: name some in LIVERY_WORKER_KINDS, such as fine_tune")
+    if not models and any(settings.is_sold(kind) for kind in WITH_MODEL):
+        notes.append(f"there is no model in {settings.models_folder}: a job names one, and it must be here before")
     if settings.is_sold("container") and now.container is None:
         notes.append("containers are not sold: neither docker nor podman answers here")
+    if settings.is_sold("container") and not listed(settings.container_images):
+        notes.append("no container is run: name its image in LIVERY_WORKER_CONTAINER_IMAGES")
     used = (settings.layer_start, settings.grpc_host, settings.grpc_port, settings.grpc_endpoint, settings.oracle_url)
     if any(value is not None for value in used):
         notes.append("this version serves no layer slices: its LAYER, GRPC and ORACLE settings are read and not used")
@@ -131,16 +164,21 @@ def notes_of(worker: Worker) -> tuple[str, ...]:
 
 async def _funds(worker: Worker) -> None:
     """Look whether refunds can be paid: who cannot pay back does not sell."""
-    now = worker.now
+    now, before, problem = worker.now, worker.now.problem, None
+    was_answered = now.refunds is not None or now.state == "registering"
     if not worker.has_key:
-        now.problem = "there is no key to be paid with: make one with `livery wallet new --worker`"
-        return
-    now.refunds = await worker.gas()
-    now.problem = None
-    if now.refunds == 0:
-        now.problem = f"{worker.vendor.pay_to} has no ether: refunds are transfers and need some, send it some"
-    elif now.refunds is not None and now.refunds < REFUNDS_FEW:
-        _LOG.warning("the ether of %s is enough for %d refunds", worker.vendor.pay_to, now.refunds)
+        problem = "there is no key to be paid with: make one with `livery wallet new --worker`, then start again"
+    else:
+        now.refunds = await worker.gas()
+        if now.refunds == 0:
+            problem = f"{worker.vendor.pay_to} has no ether: refunds are transfers and need some, send it some"
+        elif now.refunds is None and was_answered:
+            _LOG.warning("the chain does not answer at %s: until it does nothing can be paid", worker.settings.rpc_url)
+        elif now.refunds is not None and now.refunds < REFUNDS_FEW:
+            _LOG.warning("the ether of %s is enough for %d refunds", worker.vendor.pay_to, now.refunds)
+    now.problem = problem
+    if problem != before:
+        _LOG.warning("nothing is sold: %s" if problem else "it sells again%s", problem or "")
 
 
 async def _fund(worker: Worker) -> None:
@@ -150,12 +188,26 @@ async def _fund(worker: Worker) -> None:
 
 
 async def _tidy(worker: Worker) -> None:
-    """Remove the folders that no row knows, and those of jobs that ended long ago."""
+    """Remove the folders that no row knows, and those of jobs that ended long ago; of ended ones only results stay."""
+    # The folders first: one that is there has its row already.
+    known = await worker.folders.known()
     rows = {job.job_id: job for job in await worker.book.jobs()}
-    for job_id in await worker.folders.known():
+    for job_id in known:
         job = rows.get(job_id)
         if job is None or (job.ended_at_s is not None and worker.clock() - job.ended_at_s > KEPT_S):
             await worker.folders.remove(job_id)
+        elif job.ended_at_s is not None:
+            # The worker that ended it may have died before it came to this.
+            await worker.folders.trim(job_id)
+
+
+async def _sweep(worker: Worker) -> None:
+    while True:
+        await asyncio.sleep(worker.pace.tidy_s)
+        try:
+            await _tidy(worker)
+        except WorkerError as error:
+            _LOG.warning("what is not needed any more stays: %s", error)
 
 
 async def _watch(worker: Worker, stop: asyncio.Event) -> None:

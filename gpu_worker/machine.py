@@ -3,12 +3,13 @@
 import importlib.util
 import platform
 import stat
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from gpu_worker.config import WorkerSettings, listed, program_environment
-from gpu_worker.core.hardware import Device, Machine, device_of
+from gpu_worker.core.hardware import Device, Machine, device_of, visible_of
 from gpu_worker.core.owner import Limits, parse_causes, parse_hours
 from gpu_worker.edges.hardware_nvml import Nvml
 from gpu_worker.edges.hardware_psutil import MachineHardware
@@ -41,17 +42,13 @@ def device(settings: WorkerSettings, machine: Machine) -> Device:
     """Return what jobs run on, as the settings say. Raises OwnersFault."""
     # Told without torch: it takes seconds to load, and this process never does.
     has_mps = platform.system() == "Darwin" and platform.machine() == "arm64"
-    return device_of(machine, settings.device, has_mps=has_mps, ram_mb=settings.ram_mb)
-
-
-def threads(settings: WorkerSettings, machine: Machine) -> int:
-    """Return the threads of one job: one core stays with the worker, the rest is shared by the jobs."""
-    return settings.threads or max(1, (machine.cpu_count - 1) // settings.jobs_max)
+    gpus = visible_of(machine.gpus, settings.visible_gpus, counts_by_bus=settings.counts_by_bus)
+    return device_of(replace(machine, gpus=gpus), settings.device, has_mps=has_mps, ram_mb=settings.ram_mb)
 
 
 def open_measure(settings: WorkerSettings, machine: Machine) -> MeasureProcess:
     """Return what measures a device of `machine`, or knows that it was."""
-    count = threads(settings, machine)
+    count = settings.threads_of(machine.cpu_count)
     driver = machine.gpus[0].driver if machine.gpus else ""
     return MeasureProcess(settings.folder / "devices", program_environment(count), count, driver)
 
@@ -99,7 +96,7 @@ def loose_files(settings: WorkerSettings) -> tuple[str, ...]:
         settings.folder / "worker.env": "the settings",
         settings.keystore: "the keystore",
         settings.password_file: "the keystore's password",
-        settings.folder / "secret": "the buyers' secret",
+        settings.secret_file: "the buyers' secret",
     }
     return tuple(sentence for path, what in files.items() if (sentence := loose_file(path, what)) is not None)
 

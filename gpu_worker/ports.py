@@ -176,13 +176,20 @@ class Registry(Protocol):
 
 
 class Door(Protocol):
-    """Where buyers and the owner come in. `app` is an ASGI application; `url` is where it is reached."""
+    """
+    Where buyers and the owner come in. `app` is an ASGI application.
+
+    `url` is where buyers reach it, `local_url` where the owner's own programs do.
+    """
 
     @property
     def app(self) -> Any: ...
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def local_url(self) -> str: ...
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises OwnersFault where the address cannot be served."""
@@ -193,8 +200,8 @@ class Live:
     """
     A job that is being worked on, as it stands now: what the book does not have yet.
 
-    `used_s` are the seconds of every start so far. `is_cancelled`: the buyer wants no more of it. `nudged` is set
-    when it is to end before its time, by whomever.
+    `used_s` are the seconds of every start so far, `marks` those at which checkpoints were seen. `is_cancelled`: the
+    buyer wants no more of it. `nudged` is set when it is to end before its time, by whomever.
     """
 
     job_id: str
@@ -202,6 +209,7 @@ class Live:
     step: int = 0
     steps: int = 0
     used_s: Decimal = Decimal(0)
+    marks: dict[str, Decimal] = field(default_factory=dict)
     phase: str = "preparing"
     running: Running | None = None
     is_cancelled: bool = False
@@ -252,6 +260,7 @@ class Pace:
     push_s: float = 10.0
     retry_s: float = 5.0
     funds_s: float = 60.0
+    tidy_s: float = 3_600.0
     busy_s: float = 2.0
     idle_s: float = 5.0
 
@@ -263,7 +272,8 @@ class Worker:
 
     `choose` and `measure` are asked once the machine was read. `gas` returns for how many refunds the native balance
     of the address that is paid will do, None where that is not known. `tend` pays back and calls back, for ever;
-    `local_minute` is since midnight.
+    `recover` starts what was paid and not started, and returns how many payments are open still. `local_minute` is
+    since midnight.
     """
 
     settings: WorkerSettings
@@ -285,6 +295,7 @@ class Worker:
     door: Door
     gas: Callable[[], Awaitable[int | None]]
     tend: Callable[[], Awaitable[None]]
+    recover: Callable[[], Awaitable[int]]
     close: Callable[[], Awaitable[None]]
     local_minute: Callable[[], int]
     clock: Clock

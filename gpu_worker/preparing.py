@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpu_worker.config import listed
 from gpu_worker.core import owner
 from gpu_worker.core.bounds import Bounds
 from gpu_worker.core.errors import BadInput, OwnersFault
@@ -13,12 +14,13 @@ from gpu_worker.core.model import Job, LocalModel
 from gpu_worker.ports import Worker
 from wire import jobs as wire_jobs
 from wire.checkpoint import misfit
-from wire.jobs import FineTune, Params
+from wire.jobs import Container, FineTune, Params
 
 # What a job may take of the machine's memory where its owner set no limit, so that the machine lives.
 MEMORY_SHARE = 0.9
 # No bytes are known of a job without a model; its manifest names these.
 NO_MODEL = "0" * 64
+TOO_LARGE = "the checkpoint is larger than the disk that a job has here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +41,24 @@ async def prepare(worker: Worker, job: Job) -> Work:
         OwnersFault: this machine cannot do it after all.
         Unavailable: something cannot be had now.
     """
-    device = worker.now.device
-    if device is None:
+    device, machine = worker.now.device, worker.now.machine
+    if device is None or machine is None:
         raise OwnersFault("this machine has no device to work on")
     spec = await worker.folders.spec(job.job_id)
     if spec is None:
-        spec = await _spec(worker, job, device.name)
+        spec = await _spec(worker, job, device.name, worker.settings.threads_of(machine.cpu_count))
         await worker.folders.make(job.job_id, spec)
         await worker.book.update_job(
             job.job_id, lambda stored: replace(stored, model_hash=spec.model_hash, spec_hash=spec.spec_hash)
         )
-    return Work(spec=spec, bounds=bounds_of(worker, job), visible=device.visible)
+    # The owner may have changed it since the spec was written.
+    held = spec.model_copy(update={"vram_bytes_max": worker.limits.vram_max_bytes})
+    return Work(spec=held, bounds=bounds_of(worker, job), visible=device.visible)
 
 
-async def _spec(worker: Worker, job: Job, device: str) -> Spec:
+async def _spec(worker: Worker, job: Job, device: str, threads: int) -> Spec:
     params = params_of(job)
-    model = await model_of(worker, job.kind, params)
+    model = await model_of(worker, params)
     folder = await worker.folders.path(job.job_id)
     found = await worker.inputs.fetch(params, job.files, folder / INPUT)
     spec_hash = wire_jobs.spec_hash(job.kind, params, None if found is None else found.sha256, job.index)
@@ -70,7 +74,7 @@ async def _spec(worker: Worker, job: Job, device: str) -> Spec:
         params=params.document(),
         index=job.index,
         device=device,
-        threads=threads_of(worker),
+        threads=threads,
         checkpoint_steps=every or worker.settings.checkpoint_steps,
         model_folder=None if model is None else model.folder,
         model_hash=model_hash,
@@ -87,7 +91,7 @@ async def _pull(worker: Worker, job: Job, folder: Path) -> None:
     if job.files is None:
         raise BadInput("checkpoint_mismatch", "a checkpoint is fetched with the token of `files`, and there is none")
     if job.resume.bytes > worker.settings.disk_max_bytes:
-        raise BadInput("checkpoint_mismatch", "the checkpoint is larger than the disk that a job has here")
+        raise BadInput("checkpoint_mismatch", TOO_LARGE)
     await worker.checkpoints.pull(job.files, job.resume, folder / CHECKPOINTS / str(job.resume.step))
 
 
@@ -99,9 +103,19 @@ def params_of(job: Job) -> Params:
         raise BadInput("invalid_field", str(error)) from None
 
 
-async def model_of(worker: Worker, kind: str, params: Params) -> LocalModel | None:
-    """Return the model that a job of `params` works with, None for a container. Raises BadInput: it is not here."""
-    if kind == "container":
+async def model_of(worker: Worker, params: Params) -> LocalModel | None:
+    """
+    Return the model that a job of `params` works with, None for a container.
+
+    Raises:
+        BadInput: it is not here, or is an image that the owner has not named.
+    """
+    if isinstance(params, Container):
+        images = listed(worker.settings.container_images)
+        if params.image not in images:
+            # Whatever else lies on the machine, with what is in it, is its owner's.
+            named = ", ".join(images) or "none"
+            raise BadInput("model_unknown", f"the image {params.image} is not run here, of those that are: {named}")
         return None
     name = params.model or worker.settings.default_model
     if name is None:
@@ -124,15 +138,13 @@ def bounds_of(worker: Worker, job: Job) -> Bounds:
 
 
 def memory_of(worker: Worker, device: Device) -> int:
-    """Return the memory of `device` that a job may count on."""
+    """Return the memory of `device` that a new job may count on."""
     machine = worker.now.machine
-    if device.kind != "cuda" or machine is None:
-        return ram_bytes(worker)
-    return owner.memory_bytes(machine, device, worker.limits)
+    return ram_bytes(worker) if machine is None else owner.memory_bytes(machine, device, worker.limits)
 
 
 def ram_bytes(worker: Worker) -> int:
-    """Return what one job may have of the machine's memory, 0 where that is not known."""
+    """Return the machine's memory beyond which a job is ended, 0 where that is not known."""
     now, most = worker.now, worker.limits.memory_max_bytes
     if most is not None:
         return most
@@ -141,9 +153,3 @@ def ram_bytes(worker: Worker) -> int:
     if not is_device and now.machine is not None:
         total = now.machine.ram_total_bytes
     return int(total * MEMORY_SHARE)
-
-
-def threads_of(worker: Worker) -> int:
-    """Return the threads of one program: all cores but one, shared among the jobs that may run at once."""
-    cores = 1 if worker.now.machine is None else worker.now.machine.cpu_count
-    return worker.settings.threads or max(1, (cores - 1) // worker.settings.jobs_max)

@@ -13,7 +13,7 @@ from gpu_worker.core.errors import WorkerError
 from gpu_worker.core.hardware import Device
 from gpu_worker.core.model import Job, LocalModel
 from gpu_worker.ports import Worker
-from gpu_worker.preparing import NO_MODEL, memory_of, model_of
+from gpu_worker.preparing import NO_MODEL, TOO_LARGE, memory_of, model_of
 from storefront.errors import VendorApiError
 from storefront.model import TERMINAL, KeptFile, StatusView, Template, Terms, Vendor
 from wire import decimal_json
@@ -87,7 +87,9 @@ class WorkerSeller:
         _must_fit(submit.resume, template.job_type, submit.job_params, terms["modelHash"], terms["datasetSha256"])
 
     async def has_room(self, vendor: Vendor, template: Template, reserved: int) -> bool:
-        refusal = self._refusal()
+        refusal = self._refusal() or self._unsold(vendor, template.gpu_type, template.job_type)
+        if refusal is None and template.price_atomic < self._price(vendor, template.hours):
+            refusal = VendorApiError("template_not_found", "the price has risen since this quote: ask for another")
         if refusal is not None:
             raise refusal
         device = self._worker.now.device
@@ -169,8 +171,12 @@ class WorkerSeller:
     async def read(self, job: Job, name: str) -> AsyncGenerator[bytes, None]:
         if name not in {file.name for file in await self.files(job)}:
             raise VendorApiError("not_found", "no such file")
-        async for chunk in self._worker.folders.read(job.job_id, name):
-            yield chunk
+        try:
+            async for chunk in self._worker.folders.read(job.job_id, name):
+                yield chunk
+        except KeyError:
+            # Its week is over.
+            raise VendorApiError("not_found", "no such file") from None
 
     def _refusal(self) -> VendorApiError | None:
         """Return why nothing at all is sold now."""
@@ -184,6 +190,18 @@ class WorkerSeller:
         if now.yielded is not None:
             return VendorApiError("not_selling", now.yielded.reason)
         return None
+
+    def _unsold(self, vendor: Vendor, gpu_type: str, kind: str) -> VendorApiError | None:
+        """Return why no job of `kind` on a `gpu_type` is sold; a quote may be older than what the owner sells now."""
+        device = self._worker.now.device
+        if device is None or gpu_type != device.gpu_type:
+            return VendorApiError("unsupported_gpu", f"{vendor.name} has no {gpu_type[:80]}")
+        if kind not in self._kinds():
+            return VendorApiError("kind_off", f"{vendor.name} sells no jobs of the kind {kind[:80]}")
+        return None
+
+    def _price(self, vendor: Vendor, hours: Decimal) -> int:
+        return pricing.price_of(self._per_hour(vendor), self._worker.limits.price_min_atomic, hours)
 
     def _kinds(self) -> tuple[JobKind, ...]:
         settings, container = self._worker.settings, self._worker.now.container
@@ -202,21 +220,20 @@ class WorkerSeller:
 
     async def _terms(self, vendor: Vendor, request: QuoteRequest) -> Terms:
         worker, now = self._worker, self._worker.now
-        if (refusal := self._refusal()) is not None:
+        if (refusal := self._refusal() or self._unsold(vendor, request.gpu_type, request.job_type)) is not None:
             raise refusal
         device = now.device
-        if device is None or request.gpu_type != device.gpu_type:
-            raise VendorApiError("unsupported_gpu", f"{vendor.name} has no {request.gpu_type[:80]}")
-        if request.job_type not in self._kinds():
-            raise VendorApiError("kind_off", f"{vendor.name} sells no jobs of the kind {request.job_type[:80]}")
+        assert device is not None
         params = _params(request.job_type, request.job_metadata or {})
-        model = await model_of(worker, request.job_type, params)
+        model = await model_of(worker, params)
         model_hash = NO_MODEL if model is None else model.model_hash
         sha256 = await worker.inputs.look(params)
         if request.resume is not None:
+            if request.resume.bytes > worker.settings.disk_max_bytes:
+                raise VendorApiError("checkpoint_mismatch", TOO_LARGE)
             _must_fit(request.resume, request.job_type, request.job_metadata or {}, model_hash, sha256)
         memory_bytes, eta_s = self._estimate(request, params, device, model)
-        price = pricing.price_of(self._per_hour(vendor), worker.limits.price_min_atomic, request.max_hours)
+        price = self._price(vendor, request.max_hours)
         asked = owner.Asked(memory_bytes=memory_bytes, disk_bytes=0, eta_s=eta_s or Decimal(0), price_atomic=price)
         if now.machine is not None:
             no = owner.may_take(asked, now.machine, device, worker.limits, worker.local_minute())
@@ -257,6 +274,8 @@ def _must_fit(
     found: CheckpointDescription, kind: str, job_params: Mapping[str, Any], model_hash: str, sha256: str | None
 ) -> None:
     """Raises VendorApiError for a checkpoint of other work; what the dataset decides is seen once that is known."""
+    if found.step > found.steps:
+        raise VendorApiError("checkpoint_mismatch", "the checkpoint has more steps than there are")
     params, index = _params(kind, job_params), wire_jobs.index_of(job_params)
     wanted = found.spec_hash if sha256 is None else wire_jobs.spec_hash(kind, params, sha256, index)
     if (wrong := misfit(found, model_hash=model_hash, spec_hash=wanted)) is not None:

@@ -26,7 +26,7 @@ def health(worker: Worker) -> WorkerHealth:
         mode="jobs",
         uptime=uptime_s(worker),
         model=worker.settings.default_model,
-        address=worker.vendor.pay_to,
+        address=worker.vendor.pay_to if worker.has_key else None,
         benchmark_tok_per_sec=None if now.speed is None else now.speed.tokens_per_s,
     )
 
@@ -46,8 +46,9 @@ async def status(worker: Worker) -> dict[str, Any]:
         "state": now.state,
         "name": settings.name,
         "vendorId": worker.vendor.vendor_id,
-        "address": worker.vendor.pay_to,
+        "address": worker.vendor.pay_to if worker.has_key else None,
         "url": worker.door.url,
+        "secretIn": "LIVERY_WORKER_SECRET" if settings.secret else str(settings.secret_file),
         "uptime": uptime_s(worker),
         "kinds": list(listed(settings.kinds)),
         "device": device

@@ -13,6 +13,9 @@ from gpu_worker.ports import Live, Running, Worker
 from gpu_worker.preparing import Work
 from storefront.model import TERMINAL
 
+# More than there are checkpoints in a folder: those that are broken are passed over.
+MARKS_KEPT = 4
+
 _PLACES = Decimal("0.001")
 
 
@@ -151,12 +154,16 @@ class _Seen:
             if behind == self._offset:
                 return
             self._offset = behind
-            if any(line.kind == "checkpoint" for line in lines):
+            made = [line.step for line in lines if line.kind == "checkpoint"]
+            if made:
+                # The state is read after the lines: these are the seconds of a moment before they were made.
+                marks = {**self._live.marks, **{str(step): self._live.used_s for step in made}}
+                self._live.marks = dict(sorted(marks.items(), key=lambda mark: int(mark[0]))[-MARKS_KEPT:])
                 self._pusher.tell()
 
     async def _store(self, now_s: float) -> None:
         live = self._live
-        values = (live.step, live.steps, live.used_s)
+        values = (live.step, live.steps, live.used_s, live.marks)
         self._stored_s = now_s
         if values == self._stored:
             return
@@ -165,7 +172,9 @@ class _Seen:
         def change(job: Job) -> Job:
             if job.status in TERMINAL:
                 return job
-            return replace(job, status="running", step=live.step, steps=live.steps, used_s=live.used_s)
+            return replace(
+                job, status="running", step=live.step, steps=live.steps, used_s=live.used_s, marks=live.marks
+            )
 
         job = await self._worker.book.update_job(self._job_id, change)
         if job is not None and job.status in TERMINAL:

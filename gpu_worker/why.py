@@ -6,9 +6,6 @@ from typing import Any
 from gpu_worker.core.idle import IdleFacts
 from gpu_worker.core.owner import Yield
 
-# The address of a worker that has no key.
-_NOBODY = "0x" + "0" * 40
-
 
 def facts_of(
     status: Mapping[str, Any] | None,
@@ -24,7 +21,7 @@ def facts_of(
     return IdleFacts(
         state=str(status["state"]),
         missing_packages=missing_packages,
-        has_key=status.get("address") != _NOBODY,
+        has_key=status.get("address") is not None,
         refunds=status.get("refunds"),
         kinds=tuple(status.get("kinds") or ()),
         models=models,

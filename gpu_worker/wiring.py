@@ -5,12 +5,11 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from cashier.wiring import open_cashier
+from cashier.wiring import Cashier, open_cashier
 from chain.errors import ChainError, KeystoreError
 from chain.keystore import account_from_key, account_from_keystore, create_keystore, write_secret
 from chain.rpc import Rpc
@@ -27,7 +26,7 @@ from gpu_worker.edges.inputs_http import HttpInputs
 from gpu_worker.edges.job_folder import DiskFolders
 from gpu_worker.edges.job_process import JobProcesses
 from gpu_worker.edges.registry_file import FileRegistry
-from gpu_worker.ports import Hardware, Inputs, JobPrograms, Measure, Models, Now, Pace, Worker
+from gpu_worker.ports import Containers, Hardware, Inputs, JobPrograms, Measure, Models, Now, Pace, Worker
 from gpu_worker.selling import WorkerSeller
 from outbound.errors import OutboundError
 from outbound.guard import guard
@@ -36,7 +35,6 @@ from storefront.model import Vendor
 from storefront.ports import Book, Clock
 from storefront.shop import Shop
 from storefront.tending import tend
-from wire.money import Asset
 
 if TYPE_CHECKING:
     from eth_account.signers.base import BaseAccount
@@ -56,6 +54,7 @@ def open_worker(
     server: socket.socket | None = None,
     hardware: Hardware | None = None,
     programs: JobPrograms | None = None,
+    containers: Containers | None = None,
     models: Models | None = None,
     measure: Measure | None = None,
     inputs: Inputs | None = None,
@@ -69,7 +68,7 @@ def open_worker(
     Args:
         server: the socket that it listens at; None binds the settings' when it is first needed.
         http: carries every request; None is the network, strangers' addresses checked.
-        hardware, programs, models, measure, inputs, clock, pace: instead of this machine's.
+        hardware, programs, containers, models, measure, inputs, clock, pace: instead of this machine's.
 
     Raises:
         KeystoreError: the key cannot be read.
@@ -77,39 +76,27 @@ def open_worker(
     """
     for sentence in machine.loose_files(settings):
         _LOG.warning("%s", sentence)
-    asset = asset_of(settings)
+    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     account = account_of(settings)
+    vendor = _vendor(settings, account)
     strangers = http or HttpClient(guard=guard(allow_private=settings.allow_private_urls))
     ours = http or HttpClient()
     book = open_jobs(settings.database)
     door = HttpDoor(settings, server)
-    pay_to = NOBODY if account is None else str(account.address)
-    cashier = open_cashier(
-        asset=asset,
-        database=settings.database,
-        facilitator_url=settings.facilitator_url,
-        rpc_url=settings.rpc_url,
-        keys=() if account is None else (f"0x{bytes(account.key).hex()}",),  # type: ignore[attr-defined]
-        facilitator_http=ours,
-        chain_http=ours,
-        now_s=lambda: int(clock()),
-    )
 
     async def tending() -> None:
         await tend(shop, strangers, look_s=LOOK_S)
 
     worker = Worker(
         settings=settings,
-        vendor=Vendor(
-            vendor_id=settings.vendor_id, name=settings.name, secret=secret_of(settings), pay_to=pay_to, asset=asset
-        ),
+        vendor=vendor,
         has_key=account is not None,
         limits=machine.limits_of(settings),
         now=Now(),
         book=book,
         folders=DiskFolders(settings.folder / "jobs"),
         programs=programs or JobProcesses(),
-        containers=CliContainers(),
+        containers=containers or CliContainers(),
         checkpoints=HttpCheckpoints(strangers),
         inputs=inputs or _inputs(settings, strangers),
         models=models or machine.open_models(settings),
@@ -118,26 +105,45 @@ def open_worker(
         measure=lambda found: measure or machine.open_measure(settings, found),
         registry=FileRegistry(settings.folder),
         door=door,
-        gas=_gas(Rpc(settings.rpc_url, ours), asset, pay_to),
+        gas=_gas(Rpc(settings.rpc_url, ours), vendor),
         tend=tending,
+        recover=lambda: shop.recover(),
         close=lambda: shop.close(),
         local_minute=_local_minute,
         clock=clock,
         pace=pace or Pace(),
     )
-    shop: Shop[Job] = Shop(WorkerSeller(worker), cashier, book, clock)
+    shop: Shop[Job] = Shop(WorkerSeller(worker), _cashier(settings, account, ours, clock), book, clock)
     door.open(worker, shop)
     return worker
+
+
+def _vendor(settings: WorkerSettings, account: "BaseAccount | None") -> Vendor:
+    return Vendor(
+        vendor_id=settings.vendor_id,
+        name=settings.name,
+        secret=secret_of(settings),
+        pay_to=NOBODY if account is None else str(account.address),
+        asset=machine.asset_of(settings),
+    )
+
+
+def _cashier(settings: WorkerSettings, account: "BaseAccount | None", http: HttpClient, clock: Clock) -> Cashier:
+    return open_cashier(
+        asset=machine.asset_of(settings),
+        database=settings.database,
+        facilitator_url=settings.facilitator_url,
+        rpc_url=settings.rpc_url,
+        keys=() if account is None else (f"0x{bytes(account.key).hex()}",),  # type: ignore[attr-defined]
+        facilitator_http=http,
+        chain_http=http,
+        now_s=lambda: int(clock()),
+    )
 
 
 def open_book(settings: WorkerSettings) -> Book[Job]:
     """Return the worker's book, for reading what it sold; a worker that runs is not disturbed."""
     return open_jobs(settings.database)
-
-
-def asset_of(settings: WorkerSettings) -> Asset:
-    """Return the USDC that this worker is paid in."""
-    return machine.asset_of(settings)
 
 
 def account_of(settings: WorkerSettings) -> "BaseAccount | None":
@@ -158,6 +164,7 @@ def create_wallet(settings: WorkerSettings) -> str:
     """
     if settings.keystore.exists():
         raise KeystoreError(f"there is a keystore at {settings.keystore} already; it is never overwritten")
+    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # A password file without a keystore is what an interrupted creation leaves: it is used again.
     if settings.keystore_password is None and not settings.password_file.exists():
         write_secret(settings.password_file, secrets.token_urlsafe(32))
@@ -168,15 +175,10 @@ def secret_of(settings: WorkerSettings) -> SecretStr:
     """Return the buyers' bearer secret; without one in the settings it is made once and kept."""
     if settings.secret is not None:
         return settings.secret
-    path = secret_file(settings)
     try:
-        return SecretStr(path.read_text().strip())
+        return SecretStr(settings.secret_file.read_text().strip())
     except FileNotFoundError:
-        return SecretStr(write_secret(path, secrets.token_urlsafe(32)))
-
-
-def secret_file(settings: WorkerSettings) -> Path:
-    return settings.folder / "secret"
+        return SecretStr(write_secret(settings.secret_file, secrets.token_urlsafe(32)))
 
 
 def _password(settings: WorkerSettings) -> str:
@@ -195,13 +197,13 @@ def _inputs(settings: WorkerSettings, http: HttpClient) -> Inputs:
     return HttpInputs(http, limits, settings.default_dataset)
 
 
-def _gas(rpc: Rpc, asset: Asset, address: str) -> Callable[[], Awaitable[int | None]]:
-    """Return what asks for how many refunds the ether of `address` will do."""
+def _gas(rpc: Rpc, vendor: Vendor) -> Callable[[], Awaitable[int | None]]:
+    """Return what asks for how many refunds the ether of the address that is paid will do."""
 
     async def refunds() -> int | None:
         try:
             price = int(await rpc.call("eth_gasPrice"), 16)
-            balance = await TokenReader(rpc, asset).native_balance(address)
+            balance = await TokenReader(rpc, vendor.asset).native_balance(vendor.pay_to)
         except (ChainError, OutboundError, ValueError, TypeError):
             return None
         return balance // max(1, price * TRANSFER_GAS)

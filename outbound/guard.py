@@ -11,11 +11,15 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from outbound.errors import BadAddress, Unreachable
 
 ADDRESSES_MAX = 64
+
+# Threads of their own: a name server of a stranger's that never answers holds one for long, and no work of ours waits.
+_RESOLVERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolver")
 
 # What stands for an IPv4 address: that one is checked instead. ::ffff:0:0/96 is known to `ipaddress` by itself.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -37,7 +41,8 @@ Guard = Callable[[str, int], Awaitable[str]]
 
 async def resolved(host: str, port: int) -> list[str]:
     """Return the addresses that this machine's resolver has for `host`. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, ask)
     return [str(address[0]) for *_, address in found]
 
 

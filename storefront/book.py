@@ -1,8 +1,9 @@
 """Quotes and jobs in SQLite: a restart forgets nothing, and a job moves in one transaction."""
 
 import asyncio
+import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,6 +15,9 @@ from storage.migrations import Schema
 from storage.sqlite import Sqlite
 from storefront.model import TERMINAL, Template, is_owed
 from storefront.ports import JobT
+
+# Quotes cost nothing: of those that nobody has paid so many are kept, the newest.
+QUOTES_MAX = 1_000
 
 # JOBS stands for what a seller calls its table of jobs.
 _STEPS = (
@@ -46,14 +50,20 @@ _STEPS = (
                 owed = ended AND coalesce(json_extract(document, '$.refund_atomic'), 0) > 0
                     AND json_extract(document, '$.refund_transaction') IS NULL""",
     ),
+    # Of an older program's quotes it is not known whether they were paid: they stay.
+    ("ALTER TABLE templates ADD COLUMN sold INTEGER NOT NULL DEFAULT 1",),
 )
 _INDEXES = (
+    "CREATE INDEX templates_unsold ON templates (sold) WHERE sold = 0",
     "CREATE INDEX JOBS_active ON JOBS (vendor_id, gpu_type) WHERE ended = 0",
     "CREATE INDEX JOBS_uncalled ON JOBS (job_id) WHERE uncalled = 1",
     "CREATE INDEX JOBS_owed ON JOBS (job_id) WHERE owed = 1",
 )
 _INSERT = """INSERT INTO JOBS (job_id, vendor_id, payment_id, gpu_type, ended, document)
     VALUES (?, ?, ?, ?, 0, '{}')"""
+_FORGET = """DELETE FROM templates WHERE sold = 0 AND rowid <= (SELECT max(rowid) FROM templates) - ?
+    AND template_id NOT IN (SELECT value FROM json_each(?))"""
+_RENEW = "UPDATE templates SET rowid = (SELECT max(rowid) FROM templates) + 1 WHERE template_id = ?"
 _DOCUMENTS = "SELECT document FROM JOBS"
 
 
@@ -84,16 +94,26 @@ class SqliteBook(Generic[JobT]):
         self._codec = codec
         self._listeners: set[asyncio.Event] = set()
 
-    async def add_template(self, template: Template) -> None:
+    async def add_template(self, template: Template, keep: Collection[str] = ()) -> None:
         columns = ("template_id", "vendor_id", "gpu_type", "hours", "price_atomic", "job_type", "terms_json")
         values = [getattr(template, name) for name in columns]
-        await self._db.write(
-            lambda connection: connection.execute(
-                "INSERT INTO templates (template_id, vendor_id, gpu_type, hours, price_atomic, job_type, terms_json)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+
+        def add(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO templates (template_id, vendor_id, gpu_type, hours, price_atomic, job_type, terms_json,"
+                " sold) VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
                 tuple(str(value) if isinstance(value, Decimal) else value for value in values),
             )
-        )
+            connection.execute(_FORGET, (QUOTES_MAX, json.dumps([*keep])))
+
+        await self._db.write(add)
+
+    async def renew_template(self, template_id: str) -> bool:
+        return await self._db.write(lambda connection: connection.execute(_RENEW, (template_id,)).rowcount == 1)
+
+    async def keep_template(self, template_id: str) -> None:
+        mark = "UPDATE templates SET sold = 1 WHERE template_id = ?"
+        await self._db.write(lambda connection: connection.execute(mark, (template_id,)))
 
     async def find_template(self, template_id: str) -> Template | None:
         query = """SELECT template_id, vendor_id, gpu_type, hours, price_atomic, job_type, terms_json

@@ -5,7 +5,7 @@ The shop sells: quotes, paid submissions, refunds, callbacks. The seller works: 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -21,7 +21,14 @@ Clock = Callable[[], float]
 class Book(Protocol[JobT]):
     """Quotes and jobs, kept over a restart. Every change is one transaction, durable where money hangs on it."""
 
-    async def add_template(self, template: Template) -> None: ...
+    async def add_template(self, template: Template, keep: Collection[str] = ()) -> None:
+        """Store a quote; of the unsold ones so many are left, the newest, and those whose ids are in `keep`."""
+
+    async def renew_template(self, template_id: str) -> bool:
+        """Make a quote the newest; return whether it is still there."""
+
+    async def keep_template(self, template_id: str) -> None:
+        """Keep a quote for good: it is sold."""
 
     async def find_template(self, template_id: str) -> Template | None: ...
 

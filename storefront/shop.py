@@ -47,6 +47,10 @@ class Shop(Generic[JobT]):
                 await self.cashier.recover(self._start)
                 self._open = True
 
+    async def recover(self) -> int:
+        """End what was left in the middle of being paid; return how many payments are open still."""
+        return (await self.cashier.recover(self._start)).open
+
     async def close(self) -> None:
         await self.cashier.close()
         await self.store.close()
@@ -66,7 +70,8 @@ class Shop(Generic[JobT]):
             job_type=request.job_type,
             terms_json=terms.terms_json,
         )
-        await self.store.add_template(template)
+        # Who has paid is served what was quoted, however long the settlement takes.
+        await self.store.add_template(template, [_template_id(body) for body in await self.cashier.open_bodies()])
         return Quote(
             vendor_job_template_id=template.template_id,
             price_estimate=to_decimal(template.price_atomic, vendor.asset),
@@ -80,7 +85,7 @@ class Shop(Generic[JobT]):
         """Return the paid door's answer to a submission. Raises VendorApiError: nothing was charged."""
         template = await self.store.find_template(submit.vendor_job_template_id)
         if template is None or template.vendor_id != vendor.vendor_id:
-            raise VendorApiError("template_not_found", f"{vendor.name} quoted no {submit.vendor_job_template_id[:80]}")
+            raise VendorApiError("template_not_found", _gone(vendor, submit.vendor_job_template_id))
         self.seller.check(vendor, template, submit)
         price = Price(
             amount=Amount(template.price_atomic, vendor.asset.address, vendor.asset.network),
@@ -89,6 +94,9 @@ class Shop(Generic[JobT]):
         )
 
         async def has_capacity(reserved: int) -> bool | Answer:
+            # The payment has its row by now. A quote that fell out before that is gone, and nothing is charged.
+            if not await self.store.renew_template(template.template_id):
+                return answers.problem("template_not_found", _gone(vendor, template.template_id))
             try:
                 return await self.seller.has_room(vendor, template, reserved)
             except VendorApiError as error:
@@ -109,6 +117,8 @@ class Shop(Generic[JobT]):
         vendor = self.vendors.get(template.vendor_id)
         if vendor is None:
             raise RuntimeError(f"{template.vendor_id}, whom payment {sale.payment_id} was for, is gone")
+        # The same payment may come again, at any time, and is held against its quote then.
+        await self.store.keep_template(template.template_id)
         job = await self._instead(vendor)
         if job is None:
 
@@ -186,6 +196,14 @@ class Shop(Generic[JobT]):
     async def _pay_back(self, job: JobT) -> str:
         """Return the transaction that paid back what the job owes."""
         return await self.cashier.refund(job.payment_id, job.refund_atomic, f"refund_{job.job_id}")
+
+
+def _gone(vendor: Vendor, template_id: str) -> str:
+    return f"{vendor.name} quoted no {template_id[:80]}"
+
+
+def _template_id(body: bytes) -> str:
+    return SubmitRequest.from_json(body).vendor_job_template_id
 
 
 def _dated(job: JobT, now_s: int) -> JobT:

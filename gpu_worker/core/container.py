@@ -32,6 +32,7 @@ def run_argv(
     bounds: Bounds,
     *,
     user: tuple[int, int],
+    visible: str | None,
     input_folder: str | None,
     output_folder: str,
 ) -> tuple[str, ...]:
@@ -39,6 +40,9 @@ def run_argv(
     Return the command that runs the container and ends with it.
 
     The image must be on the machine: nothing is downloaded while a buyer waits.
+
+    Args:
+        visible: the one GPU that the job may have, None: all.
 
     Raises:
         ValueError: a path or a word that the runtime would read as something else.
@@ -54,6 +58,8 @@ def run_argv(
     options: Mapping[str, str] = {
         "--name": name_of(job_id),
         "--pull": "never",
+        # Its output is read as it comes; the runtime's own log of it has no end and fills the disk.
+        "--log-driver": "none",
         "--network": "none",
         "--user": f"{user[0]}:{user[1]}",
         "--cap-drop": "ALL",
@@ -69,11 +75,13 @@ def run_argv(
     words = [runtime, "run", "--rm", "--read-only", *(word for pair in options.items() for word in pair)]
     words += [word for mount in mounts.values() for word in ("--mount", mount)]
     words += [word for name, value in params.env.items() for word in ("--env", f"{name}={value}")]
-    words += _gpu_words(runtime) if params.gpu else []
+    words += _gpu_words(runtime, visible) if params.gpu else []
     return (*words, params.image, *params.command)
 
 
-def _gpu_words(runtime: str) -> list[str]:
+def _gpu_words(runtime: str, visible: str | None) -> list[str]:
     # podman knows GPUs by the Container Device Interface alone.
     is_podman = runtime.rsplit("/", 1)[-1].startswith("podman")
-    return ["--device", "nvidia.com/gpu=all"] if is_podman else ["--gpus", "all"]
+    if is_podman:
+        return ["--device", f"nvidia.com/gpu={visible or 'all'}"]
+    return ["--gpus", "all" if visible is None else f"device={visible}"]

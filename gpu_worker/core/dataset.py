@@ -6,9 +6,8 @@ A record is `{"text"}`, `{"messages": [{"role", "content"}]}` or `{"prompt", "co
 
 import hashlib
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Literal
 
 from gpu_worker.core.errors import BadInput
@@ -36,6 +35,7 @@ class Limits:
     ratio_from_bytes: int = 1024 * 1024
     entries_max: int = 1_000
     line_bytes_max: int = 4 * 1024 * 1024
+    records_max: int = 5_000_000
 
 
 def unusable(detail: str) -> BadInput:
@@ -168,22 +168,7 @@ def _string(value: Any, name: str) -> str:
 _CHECKS: Mapping[InputForm, Callable[[Any], Record]] = {"text": _text, "chat": _chat, "prompt": _prompt}
 
 
-def held_out(records: Sequence[Record], share: Decimal) -> tuple[list[Record], list[Record]]:
-    """
-    Return the records to train on and those held out, each in the order they came.
-
-    Held out are `share` of the different records, at least one: those whose SHA-256 (of compact JSON, keys sorted) is
-    lowest. So the order of a dataset changes nothing, and a record that stands twice is never on both sides.
-
-    Raises:
-        BadInput: there are not two different records.
-    """
-    hashes = [hashlib.sha256(decimal_json.dumps(record, sort_keys=True)).digest() for record in records]
-    different = sorted(set(hashes))
-    if len(different) < 2:
-        raise unusable("there must be two different records: one to train on, one to hold out")
-    kept_back = set(different[: max(1, int(len(different) * share))])
-    sides: tuple[list[Record], list[Record]] = ([], [])
-    for record, digest in zip(records, hashes, strict=True):
-        sides[digest in kept_back].append(record)
-    return sides
+def fingerprint(record: Record) -> int:
+    """Return the first 63 bits of the SHA-256 of a record (compact JSON, keys sorted)."""
+    digest = hashlib.sha256(decimal_json.dumps(record, sort_keys=True)).digest()
+    return int.from_bytes(digest[:8]) >> 1

@@ -132,7 +132,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fits:
-    """`eta_s` None: the device was not measured yet."""
+    """`eta_s` None: the device was not measured yet, or the dataset decides."""
 
     memory_bytes: int
     spare_bytes: int
@@ -157,6 +157,8 @@ def look(
     """
     Return whether a job on the model of `config` has room in `memory_bytes`, and when it would be done.
 
+    Of epochs, evaluations and completions nobody knows that before the dataset is known (`dataset_bytes` 0: it is not).
+
     Raises:
         BadInput: the config is of no model that is known, or the job's sequences are too long for it.
     """
@@ -165,7 +167,8 @@ def look(
     spare = memory_bytes - need.memory_bytes
     if spare < 0:
         return TooLarge(memory_bytes=need.memory_bytes, missing_bytes=-spare)
-    eta = None if speed is None else eta_s(need, shape, speed)
+    is_long_known = dataset_bytes > 0 or (isinstance(params, FineTune) and params.epochs is None)
+    eta = eta_s(need, shape, speed) if speed is not None and is_long_known else None
     return Fits(memory_bytes=need.memory_bytes, spare_bytes=spare, eta_s=eta)
 
 

@@ -5,7 +5,7 @@ A job's folder: what the worker and the job's program say to each other, and not
     lock             the program holds it (flock) as long as it lives
     state.json       the program replaces it, at most once a second and at its end: `State`
     progress.jsonl   the program appends to it, one `ProgressLine` per write, and flushes; nothing in it changes again
-    input/           what the job works on, unpacked and checked
+    input/           what the job works on, unpacked and checked; beside it the program's own tokens of it
     checkpoints/N/   the files of step N and, last, `manifest.json` (`wire.checkpoint.Manifest`, no parts)
     result/          the artifacts, each a plain name; on failure too
     stderr.log       what the program said last
@@ -32,6 +32,7 @@ INPUT = "input"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 RESULT = "result"
+TOKENS = ("learned.tokens", "held-out.tokens")
 STDERR = "stderr.log"
 # The two newest checkpoints are kept.
 CHECKPOINTS_KEPT = 2
@@ -66,11 +67,16 @@ class InputFile(Body):
 
 
 class ContainerTerms(Body):
-    """What a container may have: `runtime` is the path of docker's or podman's client."""
+    """
+    What a container may have: `runtime` is the path of docker's or podman's client.
+
+    `visible` is the one GPU that it may have where it asks for one, None: all.
+    """
 
     runtime: Message
     memory_bytes: int = Field(ge=1)
     cpus: int = Field(ge=1)
+    visible: Message | None = None
 
 
 class Spec(Body):
@@ -96,11 +102,14 @@ class Spec(Body):
     resume_step: int | None = Field(None, ge=0, le=STEPS_MAX)
     file_bytes_max: int = Field(ge=1)
     container: ContainerTerms | None = None
+    # What the program may have of a GPU's memory, None: all.
+    vram_bytes_max: int | None = Field(None, ge=1)
 
 
 class State(Body):
     """
-    Where the program is. `worked_s` are the seconds since its loading ended, in this start.
+    Where the program is. `worked_s` are the seconds since its model was there, in this start; of one that goes on from
+    a checkpoint since its first step, so that nothing is prepared twice at the buyer's expense.
 
     `created_s` is when the process began, as the system tells it: with `pid` it names the process for good.
     """

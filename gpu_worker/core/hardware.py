@@ -1,6 +1,6 @@
 """What the machine has: the values that every decision about it is made from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -107,6 +107,38 @@ MIB = 1024**2
 RAM_MB_UNKNOWN = 16_384
 
 
+def visible_of(gpus: tuple[Gpu, ...], names: str | None, *, counts_by_bus: bool = False) -> tuple[Gpu, ...]:
+    """
+    Return the GPUs that CUDA_VISIBLE_DEVICES leaves, None: all of them; as CUDA does, up to the first that is none.
+
+    Raises:
+        OwnersFault: a number that may be another GPU to CUDA, which counts the fastest first if it is not told to.
+    """
+    if names is None:
+        return gpus
+    found: list[Gpu] = []
+    for name in names.split(","):
+        one = _named(gpus, name.strip())
+        if one is None:
+            break
+        if name.strip().isdigit() and not counts_by_bus and len({gpu.name for gpu in gpus}) > 1:
+            raise OwnersFault(
+                f"CUDA_VISIBLE_DEVICES is {names}, and CUDA counts different GPUs otherwise than nvidia-smi does: "
+                "name them by their UUIDs (nvidia-smi -L), or set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+            )
+        found.append(one)
+    return tuple(found)
+
+
+def _named(gpus: tuple[Gpu, ...], name: str) -> Gpu | None:
+    """Return the GPU of a number, a UUID or the beginning of one, None where there is no such one; a slice alone."""
+    if name.isdigit():
+        return next((gpu for gpu in gpus if gpu.index == int(name)), None)
+    slices = [replace(gpu, migs=(mig,)) for gpu in gpus for mig in gpu.migs if mig.uuid == name]
+    whole = [gpu for gpu in gpus if name and gpu.uuid.startswith(name)]
+    return next(iter(slices or whole), None)
+
+
 def device_of(machine: Machine, wanted: str, *, has_mps: bool = False, ram_mb: int | None = None) -> Device:
     """
     Return what jobs run on: `wanted` is `cpu`, `cuda`, `mps`, or `auto`, the first there is of cuda, mps, cpu.
@@ -125,7 +157,10 @@ def device_of(machine: Machine, wanted: str, *, has_mps: bool = False, ram_mb: i
         return Device(kind="mps", name="mps", gpu_type="Apple-GPU", memory_bytes=memory_bytes)
     if wanted in ("auto", "cpu"):
         return Device(kind="cpu", name="cpu", gpu_type="CPU", memory_bytes=memory_bytes)
-    missing = {"cuda": "no NVIDIA GPU answers", "mps": "there is no Apple GPU that torch can use"}
+    missing = {
+        "cuda": "no NVIDIA GPU answers, or CUDA_VISIBLE_DEVICES hides it",
+        "mps": "there is no Apple GPU that torch can use",
+    }
     raise OwnersFault(
         f"LIVERY_WORKER_DEVICE is {wanted} but {missing.get(wanted, 'there is no such device')}: set it to auto or cpu"
     )

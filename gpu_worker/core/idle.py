@@ -91,6 +91,9 @@ def _not_selling(facts: IdleFacts) -> tuple[Reason, ...]:
     elif facts.refunds == 0:
         sentence = "Its address has no ether: it could not send a refund, so it sells nothing."
         found.append(Reason(code="no_ether", sentence=sentence, remedy="send some ether to the address it is paid at"))
+    elif facts.refunds is None:
+        sentence = "The chain does not answer it: nothing can be paid until it does."
+        found.append(Reason(code="no_chain", sentence=sentence, remedy="LIVERY_WORKER_RPC_URL is the node it asks"))
     if not facts.kinds:
         sentence = "No kind of job is turned on: none is until you say which."
         found.append(Reason(code="no_kind", sentence=sentence, remedy="livery worker start --kinds fine_tune"))

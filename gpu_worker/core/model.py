@@ -20,7 +20,8 @@ class Job(Sold):
 
     `job_params` is what the buyer sent, whose `params` passed `wire.jobs.params_of` at the quote. `used_s` are the
     seconds that its program worked, the only ones that cost. `attempts` counts the starts of the program since the
-    last new checkpoint. `pushed` is the newest checkpoint that the buyer's store has whole.
+    last new checkpoint. `pushed` is the newest checkpoint that the buyer's store has whole. `marks` are the `used_s` at
+    which checkpoints were seen, by step: what was done after the one that is gone on from costs nothing.
     """
 
     kind: JobKind
@@ -35,6 +36,7 @@ class Job(Sold):
     step: int = 0
     steps: int = 0
     used_s: Decimal = Decimal(0)
+    marks: Mapping[str, Decimal] = field(default_factory=dict)
     attempts: int = 0
     pushed: CheckpointSeen | None = None
     fault: Fault | None = None

@@ -222,6 +222,8 @@ def may_take(asked: Asked, machine: Machine, device: Device, limits: Limits, min
         reason = f"{asked.memory_bytes} bytes of {where} are needed and {missing} bytes are missing"
         return Refusal(code="model_too_large", reason=reason)
     room = disk_bytes(machine, limits)
+    if room == 0:
+        return Refusal(code="not_selling", reason="the disk is full up to the reserve that the owner keeps")
     if asked.disk_bytes > room:
         return Refusal(code="not_selling", reason=f"{asked.disk_bytes - room} bytes of disk are missing for the job")
     return None
@@ -237,6 +239,11 @@ def memory_bytes(machine: Machine, device: Device, limits: Limits) -> int:
     if device.kind == "cuda":
         return min(limits.vram_max_bytes or device.memory_bytes, device.memory_bytes)
     return min(limits.memory_max_bytes or machine.ram_free_bytes // 2, device.memory_bytes)
+
+
+def memory_share(bytes_max: int, total_bytes: int) -> float:
+    """Return the share of a GPU's memory that a program is held to: 1 is all of it."""
+    return min(1.0, bytes_max / total_bytes)
 
 
 def disk_bytes(machine: Machine, limits: Limits) -> int:

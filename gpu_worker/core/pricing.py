@@ -5,6 +5,7 @@ Amounts are atomic units. A price rounds up, and so does what was used: the buye
 """
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 
@@ -30,10 +31,29 @@ def refund_atomic(job: Job) -> int:
     Return what is paid back of a job that has ended.
 
     All of it where it was the owner's fault, or where it failed before its first step; else what was not used.
+    A container's one step is its end, and how it ends is its buyer's choice: what it used is paid.
     """
-    if job.fault == "owner" or (job.status == "failed" and job.step <= first_step(job)):
+    did_nothing = job.step <= first_step(job) and not (job.kind == "container" and job.fault == "buyer")
+    if job.fault == "owner" or (job.status == "failed" and did_nothing):
         return job.price_atomic
     return job.price_atomic - used_atomic(job)
+
+
+def kept_s(marks: Mapping[str, Decimal], used_s: Decimal, step: int, begins_at: int | None) -> Decimal:
+    """
+    Return the seconds that still cost once a program begins again: those that are done again are paid once.
+
+    Args:
+        marks: the seconds at which a checkpoint was seen, by its step.
+        used_s: the seconds so far, in which `step` was reached.
+        begins_at: the step of the checkpoint that it goes on from, None: from nothing.
+    """
+    if begins_at is None:
+        return Decimal(0)
+    if begins_at >= step:
+        return used_s
+    # A checkpoint that nobody saw being made counts as the one before it.
+    return min(used_s, max((seconds for mark, seconds in marks.items() if int(mark) <= begins_at), default=Decimal(0)))
 
 
 def first_step(job: Job) -> int:

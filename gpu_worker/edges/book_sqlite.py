@@ -32,6 +32,7 @@ def read_job(text: str) -> Job:
     for name in _DECIMALS:
         if name in found:
             found[name] = Decimal(found[name])
+    found["marks"] = {step: Decimal(seconds) for step, seconds in found.get("marks", {}).items()}
     for name, body in _BODIES.items():
         if found.get(name) is not None:
             found[name] = body.model_validate(found[name])

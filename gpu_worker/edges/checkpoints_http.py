@@ -23,6 +23,7 @@ from wire.checkpoint import (
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
     PART_BYTES_MAX,
+    PARTS_MAX,
     CheckpointFile,
     Manifest,
     Part,
@@ -48,6 +49,11 @@ class HttpCheckpoints:
 
     async def push(self, grant: FilesGrant, manifest: Manifest, folder: Path) -> Manifest:
         part_bytes = min(grant.part_bytes_max, PART_BYTES_MAX)
+        count = sum(-(-file.bytes // part_bytes) for file in manifest.files)
+        if count > PARTS_MAX:
+            # Parts of a byte each would be a flood of requests, to whatever address the buyer named.
+            detail = f"in parts of {part_bytes} bytes the checkpoint has {count} of them, at most {PARTS_MAX} are put"
+            raise BadInput("upload_refused", detail)
         files = []
         for file in manifest.files:
             parts = []

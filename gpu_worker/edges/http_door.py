@@ -1,6 +1,7 @@
 """The worker's HTTP door: the vendor API for buyers, and `/api/v1` for the owner's own programs on this machine."""
 
 import asyncio
+import ipaddress
 import socket
 from typing import Any
 
@@ -14,11 +15,10 @@ from gpu_worker.drain import begin_drain
 from gpu_worker.ports import Worker
 from gpu_worker.status import health, status
 from inbound.serve import CannotServe, bound_socket, serve_until
-from inbound.stranger import stranger
+from inbound.stranger import is_near, stranger
 from inbound.web import JsonReply, ProblemReply
 from storefront.door import create_vendor_app
 from storefront.shop import Shop
-from wire.loopback import is_loopback
 from wire.problems import PROBLEMS, ProblemDocument, problem_document
 
 # What requests in flight have once the door closes.
@@ -50,9 +50,10 @@ async def _owners(request: Request, code: int) -> Response:
 
 def _refused(request: Request) -> Response | None:
     """Return the refusal of a caller who is not a program on this machine."""
-    client = "" if request.client is None else request.client.host
-    if not is_loopback(client):
-        return ProblemReply(problem_document("not_found", "only this machine is answered here"))
+    if not is_near(request.scope):
+        return ProblemReply(
+            problem_document("not_found", "only this machine is answered here, at its loopback address")
+        )
     refusal = stranger(request.url.scheme, request.scope["headers"], ())
     return None if refusal is None else ProblemReply(problem_document(*refusal))
 
@@ -68,7 +69,7 @@ class HttpDoor:
     def __init__(self, settings: WorkerSettings, server: socket.socket | None = None) -> None:
         self._settings = settings
         self._server = server
-        self._url: str | None = None
+        self._local_url: str | None = None
         self._app: FastAPI | None = None
 
     def open(self, worker: Worker, shop: Shop[Job]) -> None:
@@ -86,12 +87,17 @@ class HttpDoor:
 
     @property
     def url(self) -> str:
-        if self._settings.public_url is not None:
-            return self._settings.public_url
-        if self._url is None:
+        return self._settings.public_url or self.local_url
+
+    @property
+    def local_url(self) -> str:
+        if self._local_url is None:
             host, port = self._bound().getsockname()[:2]
-            self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        return self._url
+            # All of this machine's addresses are no address to call.
+            if ipaddress.ip_address(host).is_unspecified:
+                host = "::1" if ":" in host else "127.0.0.1"
+            self._local_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return self._local_url
 
     async def serve(self, stop: asyncio.Event) -> None:
         try:

@@ -7,6 +7,7 @@ What the program writes is read as it comes: a half line, a half checkpoint, a h
 import asyncio
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ CHUNK_BYTES = 256 * 1024
 READ_BYTES_MAX = 4 * 1024 * 1024
 LOG = "log.txt"
 _LOG_BYTES_MAX = 16 * 1024 * 1024
+_DRAFT = re.compile(r"\..+\.[0-9]+")
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -119,7 +121,7 @@ def _make(path: Path, spec: Spec) -> Path:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Put `content` in the place of the file, whole or not at all, for its owner's eyes alone."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")  # as _DRAFT
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
         file.flush()
@@ -202,7 +204,8 @@ def _is_plain(path: Path) -> bool:
 
 
 def _listed(result: Path) -> tuple[KeptFile, ...]:
-    plain = sorted(entry.name for entry in _entries(result) if _is_plain(Path(entry.path)))
+    found = (entry for entry in _entries(result) if not _DRAFT.fullmatch(entry.name))
+    plain = sorted(entry.name for entry in found if _is_plain(Path(entry.path)))
     return tuple(
         KeptFile(name=name, bytes=(result / name).stat().st_size, sha256=sha256_of(result / name)) for name in plain
     )
@@ -230,6 +233,12 @@ def _all(path: Path) -> Iterator[os.DirEntry[str]]:
 def _trim(path: Path) -> None:
     for name in (names.INPUT, names.CHECKPOINTS):
         shutil.rmtree(path / name, ignore_errors=True)
+    # What the program, or `write_whole`, had begun when it was killed.
+    shutil.rmtree(path / f"{names.RESULT}.new", ignore_errors=True)
+    (path / f"{names.STATE}.new").unlink(missing_ok=True)
+    for entry in (*_entries(path), *_entries(path / names.RESULT)):
+        if _DRAFT.fullmatch(entry.name):
+            Path(entry.path).unlink(missing_ok=True)
 
 
 def _seal(path: Path) -> None:

@@ -28,6 +28,8 @@ class ModelsFolder:
     def __init__(self, folder: Path, hashes: Path) -> None:
         self._folder = folder
         self._hashes = hashes
+        # Buyers who ask at once wait for one reading of what may be hundreds of gigabytes.
+        self._one_reads = asyncio.Lock()
 
     async def find(self, name: str) -> LocalModel | None:
         """
@@ -39,7 +41,8 @@ class ModelsFolder:
         """
         if not _NAME.match(name):
             return None
-        return await asyncio.to_thread(self._find, name)
+        async with self._one_reads:
+            return await asyncio.to_thread(self._find, name)
 
     async def names(self) -> tuple[str, ...]:
         """Return what every folder with a config.json is called, in order."""

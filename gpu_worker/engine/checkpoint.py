@@ -132,14 +132,16 @@ def save_tensors(tensors: Mapping[str, Any], path: Path) -> None:
     save_file(dict(tensors), path)
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Return the tensors in the file. Raises BadInput where it is none of theirs."""
+def load_tensors(path: Path, *, bytes_max: int) -> dict[str, Any]:
+    """Return the tensors in the file. Raises BadInput where it is none of theirs, or larger than they can be."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
+        if path.stat().st_size > bytes_max:
+            raise BadInput("checkpoint_mismatch", f"the checkpoint's {path.name} is larger than the model is")
         found: dict[str, Any] = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise BadInput("checkpoint_mismatch", f"the checkpoint's {path.name} cannot be read") from error
     return found
 

@@ -24,8 +24,10 @@ FILES_MAX = 200
 LOOK_S = 0.1
 ASK_S = 30.0
 STOP_S = 5
-# What the client itself says by its exit code: it could not start the container.
-_NOT_STARTED = (125, 126, 127)
+# What the client itself says by its exit code: its daemon could not start the container. A container may end with it as
+# well; one that ran for longer than a start takes has done so.
+_NOT_STARTED = 125
+START_S = 20.0
 
 
 def run_container(spec: Spec, folder: Path, diary: Diary) -> End:
@@ -41,6 +43,8 @@ def run_container(spec: Spec, folder: Path, diary: Diary) -> End:
     if spec.container is None:
         raise OwnersFault("the worker named no runtime for containers")
     runtime = spec.container.runtime
+    if params.gpu and not spec.device.startswith("cuda"):
+        raise BadInput("invalid_field", "params.gpu: this worker gives no GPU to jobs")
     if _asked(runtime, "image", "inspect", params.image) != 0:
         raise BadInput("model_unknown", f"the image {params.image} is not on this machine")
     output, user = _made_output(folder / OUTPUT)
@@ -54,6 +58,7 @@ def run_container(spec: Spec, folder: Path, diary: Diary) -> End:
             params,
             bounds,
             user=user,
+            visible=spec.container.visible,
             input_folder=None if spec.input is None else str(folder / INPUT),
             output_folder=str(output),
         )
@@ -62,8 +67,9 @@ def run_container(spec: Spec, folder: Path, diary: Diary) -> End:
     # One that an earlier start left would hold the name.
     _asked(runtime, "rm", "--force", name_of(spec.job_id))
     diary.work(0, 1)
+    began_s = time.monotonic()
     code, said = _run(argv, diary, runtime, spec.job_id)
-    if code in _NOT_STARTED:
+    if code == _NOT_STARTED and time.monotonic() - began_s < START_S:
         raise OwnersFault(f"the container could not be started ({code}): {said}")
     if code != 0:
         raise BadInput("invalid_field", f"params.command: the container ended with code {code}: {said}")

@@ -3,15 +3,21 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
 from gpu_worker.core.errors import Fault
 from gpu_worker.core.folder import PROGRESS, STATE, Message, ProgressLine, State
+from wire.vendor import MetricPoint
 
 STATE_EVERY_S = 1.0
 TEXT_CHARS_MAX = 4_096
+# While nothing can be measured yet, so often something is said, and so many times of one thing at most: what hangs
+# falls silent and is ended for it.
+BEAT_S = 3.0
+BEATS_MAX = 200
 _PLACES = Decimal("0.000001")
 
 
@@ -26,13 +32,15 @@ class Diary:
     `should_stop` becomes true once and for all; who works looks at it between two steps.
     """
 
-    def __init__(self, folder: Path, *, created_s: Decimal) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, created_s: Decimal, beat_s: float = BEAT_S) -> None:
+        self._folder, self._beat_s = folder, beat_s
         self._lines = os.open(folder / PROGRESS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._state = State(pid=os.getpid(), created_s=created_s, phase="loading")
         self._working_since: float | None = None
-        self._written_at = 0.0
+        self._written_at = self._said_at = 0.0
         self._stop = threading.Event()
+        # What was measured, of earlier starts too, where the work keeps it; None: the lines are all there is.
+        self.history: Sequence[MetricPoint] | None = None
         self._write()
 
     @property
@@ -54,6 +62,34 @@ class Diary:
     def log(self, text: str) -> None:
         self._line(ProgressLine(kind="log", step=self._state.step, text=text[:TEXT_CHARS_MAX]))
 
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Log `what`, and every `beat_s` that it still lasts: libraries and weights load without a word."""
+        self.log(what)
+        began, is_over = time.monotonic(), threading.Event()
+
+        def speak() -> None:
+            for _ in range(BEATS_MAX):
+                if is_over.wait(self._beat_s):
+                    return
+                self.log(f"{what}: {time.monotonic() - began:.0f} s so far")
+
+        speaker = threading.Thread(target=speak, daemon=True)
+        speaker.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            speaker.join()
+
+    def beat(self, what: str) -> None:
+        """Log `what` where nothing was logged for `beat_s`. Raises Stopped where the program was asked to stop."""
+        self.check()
+        if time.monotonic() - self._written_at >= STATE_EVERY_S:
+            self._write()
+        if time.monotonic() - self._said_at >= self._beat_s:
+            self.log(what)
+
     def metric(self, step: int, values: Mapping[str, float]) -> None:
         """Write what was measured at `step`; what is no number is left out."""
         known = {name: number for name, value in values.items() if (number := decimal_of(value)) is not None}
@@ -62,9 +98,14 @@ class Diary:
     def checkpoint(self, step: int) -> None:
         self._line(ProgressLine(kind="checkpoint", step=step))
 
+    def begin(self) -> None:
+        """Tell that what is the job's own begins: from here on its seconds cost."""
+        if self._working_since is None:
+            self._working_since = time.monotonic()
+
     def work(self, step: int, steps: int) -> None:
-        """Tell that loading is over and the first of the seconds that cost begins."""
-        self._working_since = time.monotonic()
+        """Tell that loading is over and the first step begins."""
+        self.begin()
         self._tell(phase="working", step=step, steps=steps)
 
     def at(self, step: int, *, tokens: int = 0) -> None:
@@ -121,6 +162,7 @@ class Diary:
         return Decimal(0) if since is None else Decimal(repr(time.monotonic() - since)).quantize(_PLACES)
 
     def _line(self, line: ProgressLine) -> None:
+        self._said_at = time.monotonic()
         # One write a line: what reads meanwhile sees all of it or nothing.
         os.write(self._lines, line.to_json() + b"\n")
 

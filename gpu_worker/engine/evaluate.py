@@ -7,16 +7,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from gpu_worker.core.errors import BadInput
-from gpu_worker.core.folder import Spec
+from gpu_worker.core.errors import BadInput, OwnersFault
+from gpu_worker.core.folder import INPUT, TOKENS, Spec
 from gpu_worker.core.report import HELD_OUT_LOSS
-from gpu_worker.engine.batches import IGNORED, batches, sequences_of
+from gpu_worker.engine.batches import group, groups
 from gpu_worker.engine.checkpoint import Checkpoints, checkpoint_of
 from gpu_worker.engine.diary import Diary, Stopped
 from gpu_worker.engine.fine_tune import loss_of
 from gpu_worker.engine.generate import complete
-from gpu_worker.engine.loading import device_of, input_records, length_of, load
+from gpu_worker.engine.loading import device_of, length_of, load
+from gpu_worker.engine.records import input_records
 from gpu_worker.engine.result import End
+from gpu_worker.engine.sequences import IGNORED, sequences_of
 from wire import decimal_json
 from wire.jobs import Evaluate
 from wire.vendor import MetricPoint
@@ -37,23 +39,27 @@ def evaluate(spec: Spec, folder: Path, diary: Diary) -> End:
         BadInput, OwnersFault: it cannot be done.
     """
     params = Evaluate.model_validate(spec.params)
-    model, tokenizer = load(spec, is_frozen=True)
+    model, tokenizer = load(spec, diary, is_frozen=True)
     model.eval()
     prepare = _perplexity if params.metric == "perplexity" else _exact_match
-    count, one_batch = prepare(spec, folder, params, model, tokenizer)
-    groups = [*batches(count, params.batch_size)]
-    found = checkpoint_of(spec, folder, steps=len(groups))
+    if spec.resume_step is None:
+        diary.begin()
+    count, one_batch = prepare(spec, folder, params, diary, model, tokenizer)
+    steps = groups(count, params.batch_size)
+    found = checkpoint_of(spec, folder, steps=steps)
     step, total, asked = 0, 0.0, 0
     if found is not None:
         step, total, asked = spec.resume_step or 0, *_sums_in(found)
-    checkpoints = Checkpoints(spec, folder, diary, steps=len(groups))
-    diary.work(step, len(groups))
-    for number in range(step, len(groups)):
-        more, counted = one_batch(groups[number])
+    checkpoints = Checkpoints(spec, folder, diary, steps=steps)
+    diary.work(step, steps)
+    for number in range(step, steps):
+        more, counted = one_batch(group(number, count, params.batch_size))
+        if not math.isfinite(more):
+            raise OwnersFault(f"the model's loss is no number at batch {number + 1}")
         total, asked = total + more, asked + counted
         diary.at(number + 1)
         is_due, is_asked_to_stop = (number + 1) % spec.checkpoint_steps == 0, diary.should_stop
-        if (is_due or is_asked_to_stop) and number + 1 < len(groups):
+        if (is_due or is_asked_to_stop) and number + 1 < steps:
             diary.metric(number + 1, _metrics(params, total, asked))
             checkpoints.save(number + 1, lambda sums=(total, asked): _writer(sums))  # type: ignore[misc]
             if is_asked_to_stop:
@@ -61,7 +67,7 @@ def evaluate(spec: Spec, folder: Path, diary: Diary) -> End:
                 raise Stopped
     checkpoints.wait()
     metrics = _metrics(params, total, asked)
-    diary.metric(len(groups), metrics)
+    diary.metric(steps, metrics)
     diary.save()
     answer = {name: Decimal(repr(value)) for name, value in metrics.items()} | {"counted": asked}
     return End(
@@ -69,21 +75,22 @@ def evaluate(spec: Spec, folder: Path, diary: Diary) -> End:
         write=lambda into: _write(into / ANSWER, answer),
         final_metrics=metrics,
         report={"answer": answer},
-        history=[MetricPoint(step=len(groups), values={name: Decimal(repr(value)) for name, value in metrics.items()})],
+        history=[MetricPoint(step=steps, values={name: Decimal(repr(value)) for name, value in metrics.items()})],
     )
 
 
 def _perplexity(
-    spec: Spec, folder: Path, params: Evaluate, model: Any, tokenizer: Any
-) -> tuple[int, Callable[[list[int]], _Sums]]:
+    spec: Spec, folder: Path, params: Evaluate, diary: Diary, model: Any, tokenizer: Any
+) -> tuple[int, Callable[[range], _Sums]]:
     import torch
 
     vocabulary = model.get_input_embeddings().num_embeddings
     records = input_records(spec, folder, params.records_max)
     length = length_of(model, params.sequence_length)
-    sequences = sequences_of(records, params.form, tokenizer, length, vocabulary)
+    each = records.each(lambda done: diary.beat(f"prepared {done} of {len(records)} records"))
+    sequences = sequences_of(each, params.form, tokenizer, length, vocabulary, folder / INPUT / TOKENS[1])
 
-    def one_batch(numbers: list[int]) -> _Sums:
+    def one_batch(numbers: range) -> _Sums:
         part = sequences.batch(numbers)
         with torch.no_grad():
             loss = float(loss_of(model, part, device_of(spec)))
@@ -93,16 +100,16 @@ def _perplexity(
 
 
 def _exact_match(
-    spec: Spec, folder: Path, params: Evaluate, model: Any, tokenizer: Any
-) -> tuple[int, Callable[[list[int]], _Sums]]:
+    spec: Spec, folder: Path, params: Evaluate, diary: Diary, model: Any, tokenizer: Any
+) -> tuple[int, Callable[[range], _Sums]]:
     records = input_records(spec, folder, params.records_max)
-    if (
-        line := next((number for number, record in enumerate(records, 1) if "completion" not in record), None)
-    ) is not None:
+    told = records.each(lambda done: diary.beat(f"looked at {done} of {len(records)} records"))
+    line = next((number for number, record in enumerate(told, 1) if "completion" not in record), None)
+    if line is not None:
         raise BadInput("dataset_unavailable", f'record {line} has no "completion"')
 
-    def one_batch(numbers: list[int]) -> _Sums:
-        asked = [records[number] for number in numbers]
+    def one_batch(numbers: range) -> _Sums:
+        asked = records.of(numbers)
         said = complete(model, tokenizer, asked, max_new_tokens=params.max_new_tokens)
         exact = sum(text.strip() == record["completion"].strip() for text, record in zip(said, asked, strict=True))
         return float(exact), len(asked)
@@ -129,6 +136,9 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 def _sums_in(path: Path) -> _Sums:
     try:
         sums = json.loads((path / SUMS_FILE).read_bytes())
-        return float(sums["total"]), int(sums["counted"])
+        total, counted = float(sums["total"]), int(sums["counted"])
+        if not math.isfinite(total) or counted < 0:
+            raise ValueError("no sums")
+        return total, counted
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput("checkpoint_mismatch", "the checkpoint's sums cannot be read") from error

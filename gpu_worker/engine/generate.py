@@ -12,10 +12,12 @@ import torch
 from gpu_worker.core.dataset import Record
 from gpu_worker.core.errors import BadInput
 from gpu_worker.core.folder import Spec
-from gpu_worker.engine.batches import batches, chat_ids, sow
+from gpu_worker.engine.batches import group, groups, sow
+from gpu_worker.engine.chats import asked_ids
 from gpu_worker.engine.checkpoint import Checkpoints, checkpoint_of
 from gpu_worker.engine.diary import Diary, Stopped
-from gpu_worker.engine.loading import device_of, input_records, load
+from gpu_worker.engine.loading import device_of, load
+from gpu_worker.engine.records import input_records
 from gpu_worker.engine.result import End
 from wire.jobs import Generate
 
@@ -31,19 +33,17 @@ def generate(spec: Spec, folder: Path, diary: Diary) -> End:
         BadInput, OwnersFault: it cannot be done.
     """
     params = Generate.model_validate(spec.params)
-    model, tokenizer = load(spec, is_frozen=True)
+    model, tokenizer = load(spec, diary, is_frozen=True)
     model.eval()
     records = input_records(spec, folder)
-    if not records:
-        raise BadInput("dataset_unavailable", "the dataset has no records")
-    groups = [*batches(len(records), params.batch_size)]
+    steps = groups(len(records), params.batch_size)
     answers = folder / ANSWERS
-    step = _resumed(spec, folder, answers, len(groups))
-    checkpoints = Checkpoints(spec, folder, diary, steps=len(groups))
-    diary.work(step, len(groups))
-    for number in range(step, len(groups)):
+    step = _resumed(spec, folder, answers, steps)
+    checkpoints = Checkpoints(spec, folder, diary, steps=steps)
+    diary.work(step, steps)
+    for number in range(step, steps):
         sow(params.seed + spec.index, f"batch {number}", device_of(spec))
-        asked = [records[place] for place in groups[number]]
+        asked = records.of(group(number, len(records), params.batch_size))
         said = complete(
             model,
             tokenizer,
@@ -56,7 +56,7 @@ def generate(spec: Spec, folder: Path, diary: Diary) -> End:
             file.writelines(_line(record, text) for record, text in zip(asked, said, strict=True))
         diary.at(number + 1, tokens=sum(len(tokenizer(text)["input_ids"]) for text in said))
         is_due, is_asked_to_stop = (number + 1) % spec.checkpoint_steps == 0, diary.should_stop
-        if (is_due or is_asked_to_stop) and number + 1 < len(groups):
+        if (is_due or is_asked_to_stop) and number + 1 < steps:
             checkpoints.save(number + 1, lambda: _writer(answers))
             if is_asked_to_stop:
                 checkpoints.wait()
@@ -86,7 +86,7 @@ def complete(
     Raises:
         BadInput: a prompt and its answer are longer than what the model reads.
     """
-    asked = [_ids(record, tokenizer) for record in records]
+    asked = [asked_ids(record, tokenizer) for record in records]
     width = max(len(ids) for ids in asked)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and width + max_new_tokens > longest:
@@ -102,26 +102,15 @@ def complete(
     chance = {"do_sample": False} if temperature == 0 else {
         "do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0
     }  # fmt: skip
+    from transformers import GenerationConfig
+
+    # What the model's own folder says of beams, penalties and the like is nothing that the buyer asked for.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens, use_cache=True, pad_token_id=fill, eos_token_id=end, **chance
+    )
     with torch.inference_mode():
-        made = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            use_cache=True,
-            pad_token_id=fill,
-            eos_token_id=end,
-            **chance,
-        )
+        made = model.generate(input_ids=ids, attention_mask=mask)
     return [tokenizer.decode(_until(row, end), skip_special_tokens=True) for row in made[:, width:].tolist()]
-
-
-def _ids(record: Record, tokenizer: Any) -> list[int]:
-    if "messages" in record:
-        if not tokenizer.chat_template:
-            raise BadInput("dataset_unavailable", "this model has no chat template: give prompts")
-        return chat_ids(tokenizer, record["messages"], is_asked=True)
-    ids: list[int] = tokenizer(record["prompt"])["input_ids"]
-    return ids
 
 
 def _until(row: list[int], end: int | None) -> list[int]:

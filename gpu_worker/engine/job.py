@@ -22,6 +22,7 @@ from pathlib import Path
 from gpu_worker.core.errors import BadInput, WorkerError
 from gpu_worker.core.folder import EXIT_BAD_INPUT, EXIT_COMPLETED, EXIT_STOPPED, LOCK, SPEC, Spec
 from gpu_worker.engine.diary import Diary, Stopped
+from gpu_worker.engine.offline import leave_network
 from gpu_worker.engine.result import End, write_end
 
 STOP_S = 10.0
@@ -48,6 +49,9 @@ def main(words: list[str]) -> int:
     folder = Path(words[0]).absolute()
     spec = Spec.from_json((folder / SPEC).read_bytes())
     _limit(spec.file_bytes_max)
+    # A container's runtime is asked over the network's sockets on some systems; it closes the container's own.
+    if spec.kind != "container" and not leave_network():
+        print("this system closes no network to a program: nothing here uses one, nothing prevents it", file=sys.stderr)
     if not _hold(folder / LOCK):
         print("another program works in this folder", file=sys.stderr)
         return EXIT_STOPPED
@@ -59,7 +63,10 @@ def main(words: list[str]) -> int:
 def run(spec: Spec, folder: Path, diary: Diary) -> int:
     """Do the work and tell its end; return how the program is to exit."""
     try:
-        end = _work_of(spec.kind)(spec, folder, diary)
+        with diary.during(f"loading what a {spec.kind} needs"):
+            work = _work_of(spec.kind)
+        diary.check()
+        end = work(spec, folder, diary)
         state = diary.ended(final_metrics=end.final_metrics, artifact=end.artifact)
         write_end(spec, folder, state, end)
         diary.log("completed")
@@ -72,9 +79,10 @@ def run(spec: Spec, folder: Path, diary: Diary) -> int:
         failed = _failed(error)
         if not isinstance(failed, BadInput):
             traceback.print_exc()
-        diary.log(f"failed: {failed}")
-        state = diary.ended(fault=failed.fault, code=failed.code, message=str(failed))
-        write_end(spec, folder, state)
+        said = _without_paths(str(failed), spec, folder)
+        diary.log(f"failed: {said}")
+        state = diary.ended(fault=failed.fault, code=failed.code, message=said)
+        write_end(spec, folder, state, history=diary.history)
         code = EXIT_BAD_INPUT if isinstance(failed, BadInput) else EXIT_FAILED
     diary.tell(state)
     return code
@@ -100,6 +108,16 @@ def _failed(error: Exception) -> WorkerError:
     return WorkerError(said)
 
 
+def _without_paths(text: str, spec: Spec, folder: Path) -> str:
+    """Return `text` as a stranger may read it: libraries name the folders of this machine."""
+    known = {str(folder): "the job's folder", str(Path.home()): "~"}
+    if spec.model_folder is not None:
+        known = {spec.model_folder: Path(spec.model_folder).name, **known}
+    for path, name in known.items():
+        text = text.replace(path, name) if len(path) > 1 else text
+    return text
+
+
 def _limit(file_bytes_max: int) -> None:
     """Bind the program before it loads anything: no core, no huge file; first to go where memory is short."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -113,7 +131,7 @@ def _limit(file_bytes_max: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     # A terminal's ^C is for the worker, which then tells by stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICE)
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     try:
         Path("/proc/self/oom_score_adj").write_text("1000")
     except OSError:

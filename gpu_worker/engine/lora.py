@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch.nn import Linear
+
 from gpu_worker.core.errors import BadInput
 from wire.jobs import Lora
 
@@ -18,6 +20,7 @@ def with_adapters(model: Any, lora: Lora) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    _check_targets(model, lora)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=float(lora.alpha),
@@ -29,6 +32,18 @@ def with_adapters(model: Any, lora: Lora) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise BadInput("invalid_field", f"params.lora.targets: {str(error).splitlines()[0][:300]}") from error
+
+
+def _check_targets(model: Any, lora: Lora) -> None:
+    # peft is content with one of them that is there.
+    names = [name for name, _ in model.named_modules()]
+    unknown = [each for each in lora.targets if not any(f".{name}".endswith(f".{each}") for name in names)]
+    if unknown:
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
+        raise BadInput(
+            "invalid_field",
+            f"params.lora.targets: this model has no {', '.join(unknown[:5])}; it has {', '.join(sorted(linear)[:20])}",
+        )
 
 
 def save_adapters(model: Any, folder: Path, name: str) -> None:

@@ -27,12 +27,19 @@ class End:
     history: Sequence[MetricPoint] | None = None
 
 
-def write_end(spec: Spec, folder: Path, state: State, end: End | None = None) -> None:
-    """Make `result/`, which appears whole; one of an earlier start is replaced."""
+def write_end(
+    spec: Spec, folder: Path, state: State, end: End | None = None, *, history: Sequence[MetricPoint] | None = None
+) -> None:
+    """
+    Make `result/`, which appears whole; one of an earlier start is replaced.
+
+    Args:
+        history: what was measured, where `end` is not there to tell.
+    """
     new, result = folder / f"{RESULT}.new", folder / RESULT
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    history = end.history if end is not None else None
+    history = end.history if end is not None else history
     if history is None:
         lines, _ = parse((folder / PROGRESS).read_bytes(), 0, lines_max=1_000_000)
         history = history_of(lines)

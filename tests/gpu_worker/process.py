@@ -26,8 +26,6 @@ from wire import decimal_json
 # Along a job's life: a method of a port that the worker dies in, or what it has sent and was answered when it dies.
 TRAPS: dict[str, tuple[str, str] | bytes] = {
     "sold": ("folders", "spec"),
-    "prepared": ("folders", "make"),
-    "to start": ("programs", "start"),
     "half pushed": b"PUT",
     "done": ("folders", "seal"),
     "ended": ("folders", "trim"),

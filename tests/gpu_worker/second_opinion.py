@@ -61,12 +61,28 @@ def completion(model: Path, prompt: str, tokens_max: int) -> str:
 def held_out_texts(dataset: Path, share: str) -> list[str]:
     texts = [json.loads(line)["text"] for line in dataset.read_text(encoding="utf-8").splitlines()]
 
-    def digest(text: str) -> bytes:
-        return hashlib.sha256(json.dumps({"text": text}, ensure_ascii=False, separators=(",", ":")).encode()).digest()
-
-    lowest = sorted({digest(text) for text in texts})
+    lowest = sorted({digest({"text": text}) for text in texts})
     kept = set(lowest[: max(1, int(len(lowest) * Fraction(share)))])
-    return [text for text in texts if digest(text) in kept]
+    return [text for text in texts if digest({"text": text}) in kept]
+
+
+def digest(record: dict[str, Any]) -> bytes:
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def answers_loss(model: Path, chats: list[tuple[str, str]]) -> float:
+    """Return the mean loss over the tokens of the answers, their ends too, each after its question."""
+    config, tensors = json.loads((model / "config.json").read_text()), read_safetensors(model / "model.safetensors")
+    encode, _ = tokenizer(json.loads((model / "tokenizer.json").read_text()))
+    end = config["eos_token_id"]
+    losses: list[float] = []
+    for question, answer in chats:
+        asked = [*encode(f"<user> {question}"), end, *encode("<assistant> ")]
+        tokens = np.array([*encode(f"<user> {question}"), end, *encode(f"<assistant> {answer}"), end])
+        found = log_probabilities(tokens, tensors, config)
+        losses += [-found[at - 1, tokens[at]] for at in range(len(asked), len(tokens))]
+    return float(np.mean(losses))
 
 
 def read_safetensors(path: Path) -> Tensors:
@@ -80,6 +96,16 @@ def read_safetensors(path: Path) -> Tensors:
             start, end = (8 + size + at for at in about["data_offsets"])
             found[name] = np.frombuffer(data[start:end], "<f4").reshape(about["shape"]).astype(np.float64)
     return found
+
+
+def write_safetensors(tensors: Tensors, path: Path) -> None:
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        more = tensor.astype("<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [len(data), len(data) + len(more)]}
+        data += more
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def tokenizer(document: dict[str, Any]) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str]]:

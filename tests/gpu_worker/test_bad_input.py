@@ -8,6 +8,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -100,6 +101,11 @@ def of_many_entries() -> bytes:
     return bytes(made)
 
 
+def _short(value: str | bytes) -> str:
+    """Return how a case is called: what is packed has the time of packing in it."""
+    return value if isinstance(value, str) else f"{len(value)} bytes"
+
+
 def records_in(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -114,6 +120,7 @@ def records_in(path: Path) -> list[dict[str, object]]:
         ("data.zip", zipped(("b/one.jsonl", LINES[:16]), ("a/two.jsonl", LINES[16:]), ("__MACOSX/._x", b"\0"))),
         ("data.zip", zipped(("one.txt", b"one\n"), ("two.md", b"two\n"), packed=zipfile.ZIP_STORED)),
     ],
+    ids=_short,
 )
 async def test_every_form_of_a_dataset_becomes_the_same_records(
     server: Server, tmp_path: Path, name: str, content: bytes
@@ -179,6 +186,7 @@ async def test_of_chats_and_prompts_what_counts_is_kept(server: Server, tmp_path
         ("data.zip", zipped(*((f"{at}.txt", b"x") for at in range(1_001))), "text", "1000 entries"),
         ("data.zip", zipped(), "text", "empty"),
     ],
+    ids=_short,
 )
 async def test_what_is_no_dataset_is_refused_and_says_where(
     server: Server, tmp_path: Path, name: str, content: bytes, form: InputForm, says: str
@@ -188,6 +196,20 @@ async def test_what_is_no_dataset_is_refused_and_says_where(
     assert refused.value.code == "dataset_unavailable"
     assert refused.value.fault == "buyer"
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"\x01" * 199 * KIB, "written as records"), (b'{"text": "a"}\n' * 2_000, "more than the 1000 records")],
+)
+async def test_what_grows_when_it_is_written_is_bounded_too(
+    server: Server, tmp_path: Path, content: bytes, says: str
+) -> None:
+    server.at["/data"] = content
+    limits = replace(LIMITS, line_bytes_max=256 * KIB, records_max=1_000)
+    with pytest.raises(BadInput, match=says) as refused:
+        await fetch("http://data/data", "text", tmp_path / "input", limits, server.http)
+    assert refused.value.code == "dataset_too_large"
 
 
 def bomb_of_zeros() -> bytes:
@@ -315,6 +337,9 @@ def test_who_leaves_stops_the_unpacking() -> None:
         ("nothing_to_learn", "dataset_unavailable", "nothing in it that could be predicted"),
         ("no_template", "invalid_field", "no chat template"),
         ("own_code", "model_unknown", "code of its own"),
+        ("template_loops", "dataset_unavailable", "the model's chat template takes more than 2 s for a chat"),
+        ("template_floods", "dataset_unavailable", "makes more than 1048576 characters of a chat"),
+        ("nothing_left", "dataset_unavailable", "nothing in it that could be predicted"),
         ("too_large_a_file", "model_too_large", "a larger file"),
     ],
 )
@@ -329,7 +354,23 @@ def test_what_only_the_program_sees_is_the_buyers_fault_and_told(
     assert says in job.logs()
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no_model", "the model has no config.json that can be read"),
+        ("huge_config", "bytes are missing"),
+        ("huge_tokenizer", "tokenizer.json is larger than"),
+        ("cut_model", "the model cannot be loaded"),
+        ("third_layer", "the model's files lack 9 of its tensors, model.layers.2."),
+    ],
+)
 @pytest.mark.slow
-def test_a_model_that_is_not_there_is_the_owners_fault(worked: dict[str, Job]) -> None:
-    assert worked["no_model"].exit_code == 1
-    assert worked["no_model"].state["fault"] == "owner"
+def test_a_model_that_cannot_be_loaded_is_the_owners_fault_and_names_no_folder_of_his(
+    worked: dict[str, Job], name: str, says: str
+) -> None:
+    job = worked[name]
+    assert (job.exit_code, job.state["fault"]) == (1, "owner")
+    assert says in job.state["message"]
+    told = job.logs() + json.dumps(job.report["state"])
+    assert str(job.path.parent.parent) not in told
+    assert "Traceback" not in told

@@ -4,12 +4,17 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from gpu_worker.config import WorkerSettings
 from gpu_worker.core.container import Bounds, run_argv
+from gpu_worker.core.errors import BadInput
 from gpu_worker.edges.container_cli import find, remove, sweep
+from gpu_worker.ports import Worker
+from gpu_worker.preparing import model_of
 from tests.fixtures import fake_docker
 from tests.fixtures.fake_docker import calls
 from tests.fixtures.tiny import Job
@@ -38,11 +43,18 @@ def container(path: Path, *command: str, image: str = "trainer:1", **params: Any
     return job, client.parent
 
 
-def argv(runtime: str = "/usr/bin/docker", **params: Any) -> tuple[str, ...]:
+def argv(runtime: str = "/usr/bin/docker", visible: str | None = None, **params: Any) -> tuple[str, ...]:
     asked = params_of("container", {"params": {"image": "trainer:1", **params}})
     assert isinstance(asked, Container)
     return run_argv(
-        runtime, "job-1", asked, BOUNDS, user=(1000, 1000), input_folder="/data/in", output_folder="/data/out"
+        runtime,
+        "job-1",
+        asked,
+        BOUNDS,
+        user=(1000, 1000),
+        visible=visible,
+        input_folder="/data/in",
+        output_folder="/data/out",
     )
 
 
@@ -56,6 +68,7 @@ def test_a_container_has_no_network_no_rights_and_bounds_on_all_it_takes() -> No
         "--name": "livery-job-1",
         "--network": "none",
         "--pull": "never",
+        "--log-driver": "none",
         "--user": "1000:1000",
         "--cap-drop": "ALL",
         "--security-opt": "no-new-privileges",
@@ -74,6 +87,24 @@ def test_a_container_has_no_network_no_rights_and_bounds_on_all_it_takes() -> No
 def test_a_gpu_is_given_where_it_is_asked_for_in_each_runtimes_words() -> None:
     assert ("--gpus", "all") == argv(gpu=True)[-3:-1]
     assert ("--device", "nvidia.com/gpu=all") == argv("/usr/bin/podman", gpu=True)[-3:-1]
+    # Of several GPUs the job's alone: the others are the owner's.
+    assert ("--gpus", "device=GPU-1") == argv(visible="GPU-1", gpu=True)[-3:-1]
+    assert ("--device", "nvidia.com/gpu=GPU-1") == argv("/usr/bin/podman", "GPU-1", gpu=True)[-3:-1]
+
+
+def test_a_container_has_the_gpu_that_the_job_was_given(tmp_path: Path) -> None:
+    job, folder = container(tmp_path, "say", gpu=True)
+    terms = {"runtime": str(folder / "docker"), "memoryBytes": 1_000_000, "cpus": 2, "visible": "GPU-1"}
+    job.specify(device="cuda:0", container=terms)
+    assert job.run() == 0
+    ran = next(call for call in calls(folder) if call[0] == "run")
+    assert ran[ran.index("--gpus") + 1] == "device=GPU-1"
+
+
+def test_where_jobs_have_no_gpu_a_container_has_none(tmp_path: Path) -> None:
+    job, folder = container(tmp_path, "say", gpu=True)
+    assert (job.run(), job.state["fault"]) == (65, "buyer")
+    assert calls(folder) == []
 
 
 @pytest.mark.parametrize("params", [{"command": ["a\0b"]}, {"env": {"A=B": "1"}}, {"env": {"": "1"}}])
@@ -86,6 +117,16 @@ def test_words_that_a_runtime_would_read_otherwise_are_refused(params: dict[str,
 def test_an_image_is_never_an_option(image: str) -> None:
     with pytest.raises(ValueError, match="image"):
         params_of("container", {"params": {"image": image}})
+
+
+async def test_only_images_that_the_owner_names_are_run() -> None:
+    asked = params_of("container", {"params": {"image": "the-owners/private:1"}})
+    for named in ("", "trainer:1"):
+        worker = SimpleNamespace(settings=WorkerSettings(container_images=named))
+        with pytest.raises(BadInput, match="is not run here"):
+            await model_of(cast(Worker, worker), asked)
+    worker = SimpleNamespace(settings=WorkerSettings(container_images="trainer:1,the-owners/private:1"))
+    assert await model_of(cast(Worker, worker), asked) is None
 
 
 def test_what_it_says_is_the_log_and_what_it_leaves_are_the_artifacts(tmp_path: Path) -> None:
@@ -122,6 +163,9 @@ def test_one_that_fails_is_the_buyers_fault_and_one_that_cannot_begin_the_owners
     job, _ = container(tmp_path / "a", "fail", "3")
     assert job.run() == 65
     assert "ended with code 3: what it said last" in job.state["message"]
+    # 126 and 127 are a command that the image does not have, or an exit of the container's choosing.
+    job, _ = container(tmp_path / "c", "fail", "127")
+    assert (job.run(), job.state["fault"]) == (65, "buyer")
     job, _ = container(tmp_path / "b", "fail", "125")
     assert job.run() == 1
     assert job.state["fault"] == "owner"

@@ -1,4 +1,4 @@
-"""The hardware that is told is the hardware that is there: three recorded GPUs, and this machine."""
+"""The hardware that is told is the hardware that is there: three GPUs of a table, and this machine."""
 
 import os
 from dataclasses import replace
@@ -147,6 +147,41 @@ async def test_the_gpu_is_the_largest_that_is_whole_and_its_memory_is_all_of_it(
     of_slices = device_of(replace(three, gpus=three.gpus[2:]), "auto")
     assert (of_slices.gpu_type, of_slices.visible) == ("H100-80GB-HBM3-3g.40gb", three.gpus[2].migs[1].uuid)
     assert of_slices.memory_bytes == three.gpus[2].migs[1].vram_total_bytes
+
+
+@pytest.mark.parametrize(
+    ("names", "gpu_type"),
+    [
+        ("GPU-c1d7e7a0-3f38-4a0c-b6dd-6a1be0a5f102", "A100-SXM4-80GB"),
+        ("GPU-c1d7", "A100-SXM4-80GB"),
+        ("MIG-3a1f6c9e-41d1-5b11-8f0c-7d6a3c2b1a00", "H100-80GB-HBM3-1g.10gb"),
+        # What CUDA leaves of these is nothing: jobs run on the processor.
+        ("-1", "CPU"),
+        ("", "CPU"),
+        ("GPU-of-another-machine,GPU-c1d7", "CPU"),
+    ],
+)
+async def test_a_gpu_that_its_owner_hides_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, gpu_type: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    three = await probe(tmp_path, RecordedNvml())
+    chosen = device(settings(tmp_path), three)
+    assert chosen.gpu_type == gpu_type
+    assert (chosen.visible or "").startswith(names) or gpu_type == "CPU"
+
+
+async def test_a_number_that_may_be_another_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = await probe(tmp_path, RecordedNvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(OwnersFault, match="name them by their UUIDs"):
+        device(settings(tmp_path), three)
+    alike = replace(three, gpus=tuple(replace(gpu, name="NVIDIA L4") for gpu in three.gpus))
+    assert device(settings(tmp_path), alike).visible == three.gpus[1].uuid
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert device(settings(tmp_path), three).visible == three.gpus[1].uuid
+    with pytest.raises(OwnersFault, match="CUDA_VISIBLE_DEVICES hides it"):
+        device(settings(tmp_path, device="cuda", gpus="7"), three)
 
 
 async def test_a_gpu_that_torch_cannot_use_is_told_with_the_command_that_mends_it(tmp_path: Path) -> None:

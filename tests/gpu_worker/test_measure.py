@@ -1,6 +1,5 @@
 """A device is measured by a program of its own, once, and again when what it was measured with is another."""
 
-import asyncio
 import json
 import os
 import subprocess
@@ -13,16 +12,31 @@ import pytest
 
 from gpu_worker.config import WorkerSettings, program_environment
 from gpu_worker.core.errors import OwnersFault
-from gpu_worker.core.hardware import Device
+from gpu_worker.core.estimate import ModelShape, eta_s, need_of
+from gpu_worker.core.hardware import Device, Speed
 from gpu_worker.edges.measure_process import MeasureProcess
 from gpu_worker.machine import device, open_hardware, open_measure
+from tests.fixtures.tiny import LEARNING, Job, Tiny
+from wire.jobs import params_of
 
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def told(home: Path) -> dict[str, Any]:
+    """This machine's processor, measured; one thread of it."""
+    return dict(_typed(home, "bench", "worker", "--json"))
+
+
 @pytest.mark.row(87)
-async def test_a_device_is_measured_once_and_anew_when_driver_or_threads_change(tmp_path: Path) -> None:
-    told = await asyncio.to_thread(_typed, tmp_path, "bench", "worker", "--json")
+async def test_a_device_is_measured_once_and_anew_when_driver_or_threads_change(
+    home: Path, told: dict[str, Any]
+) -> None:
     # A machine that does less than this is none; one that does more than that does not exist.
     assert 10 < told["benchmarkTokPerSec"] < 10**6
     assert 10**8 < told["memoryBytesPerS"] < 10**12
@@ -30,10 +44,10 @@ async def test_a_device_is_measured_once_and_anew_when_driver_or_threads_change(
     assert 0 < told["layerS"] < 1
     assert 0 < told["startS"] < 120
     # The worker finds it where it was kept, and tells it in /health and in its offers: nothing is measured again.
-    settings = WorkerSettings(_env_file=None, data=tmp_path / ".livery/worker", device="cpu", threads=1)
+    settings = WorkerSettings(_env_file=None, data=home / ".livery/worker", device="cpu", threads=1)
     machine = await open_hardware(settings).read()
     measure, chosen = open_measure(settings, machine), device(settings, machine)
-    [kept] = (tmp_path / ".livery/worker/devices").iterdir()
+    [kept] = (home / ".livery/worker/devices").iterdir()
     written = kept.stat().st_mtime_ns
     assert (await measure.speed(chosen)).tokens_per_s == Decimal(str(told["benchmarkTokPerSec"]))
     assert kept.stat().st_mtime_ns == written
@@ -55,6 +69,25 @@ def _typed(home: Path, *words: str) -> Any:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_a_quote_tells_the_memory_and_the_time_of_a_real_training(
+    told: dict[str, Any], tiny: Tiny, trained: Job
+) -> None:
+    shape = ModelShape.from_config(json.loads((tiny.model / "config.json").read_text()))
+    need = need_of(shape, params_of("fine_tune", {"params": LEARNING}), "cpu")
+    speed = Speed(
+        memory_bytes_per_s=told["memoryBytesPerS"],
+        flops=told["flops"],
+        tokens_per_s=Decimal(str(told["benchmarkTokPerSec"])),
+        layer_s=Decimal(str(told["layerS"])),
+        start_s=Decimal(str(told["startS"])),
+    )
+    assert (need.steps, need.tokens) == (trained.state["steps"], trained.state["tokens"])
+    # Within a quarter, and never below.
+    assert need.memory_bytes / 1.25 < trained.cost["peakBytes"] <= need.memory_bytes
+    # In time of the processor, of which a program of one thread takes as much on a machine that is busy.
+    assert 0.5 < trained.cost["processorS"] / float(eta_s(need, shape, speed)) < 2
 
 
 async def test_a_device_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The models of a folder: which there are, what names them, what is never loaded."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -72,6 +73,16 @@ async def test_what_was_hashed_once_is_not_read_again(models: ModelsFolder, tmp_
     assert await ModelsFolder(tmp_path / "models", tmp_path / "data" / "hashes.json").find("tiny-llm") == first
     (tmp_path / "data" / "hashes.json").write_text("[broken")
     assert await models.find("tiny-llm") != first
+
+
+async def test_those_who_ask_at_once_lose_nothing_of_what_was_hashed(models: ModelsFolder, tmp_path: Path) -> None:
+    names = [f"model-{number}" for number in range(12)]
+    for name in names:
+        _make(tmp_path / "models", name)
+    found = await asyncio.gather(*(models.find(name) for name in names for _ in range(2)))
+    assert None not in found
+    # The config, the tokenizer and the weights of each.
+    assert len(json.loads((tmp_path / "data" / "hashes.json").read_text())) == 3 * len(names)
 
 
 async def test_a_model_that_cannot_be_used_is_refused_by_name(models: ModelsFolder, tmp_path: Path) -> None:

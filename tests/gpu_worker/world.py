@@ -23,7 +23,7 @@ from gpu_worker.core.hardware import Device, Machine, Speed
 from gpu_worker.core.model import Job
 from gpu_worker.edges.job_process import JobProcesses
 from gpu_worker.lifecycle import Report, live
-from gpu_worker.ports import Pace, Worker
+from gpu_worker.ports import Containers, JobPrograms, Pace, Worker
 from gpu_worker.wiring import open_worker
 from outbound.http import HttpClient
 from storefront.model import TERMINAL
@@ -219,11 +219,19 @@ class Place:
             await until_async(is_online)
             yield WorkerBuyer(client, self.payer, self.store)
 
-    def open(self, *, pace: Pace = PACE, **settings: Any) -> Worker:
+    def open(
+        self,
+        *,
+        pace: Pace = PACE,
+        programs: JobPrograms | None = None,
+        containers: Containers | None = None,
+        **settings: Any,
+    ) -> Worker:
         return open_worker(
             self.settings(**settings),
             hardware=self.hardware,
-            programs=scripted_programs(self.script_path),
+            programs=programs or scripted_programs(self.script_path),
+            containers=containers,
             measure=FixedSpeed(),
             http=HttpClient(self.hosts),
             pace=pace,

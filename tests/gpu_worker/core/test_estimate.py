@@ -19,7 +19,7 @@ from gpu_worker.core.estimate import (
 )
 from gpu_worker.core.forecast import forecast, number_bytes_of
 from gpu_worker.core.hardware import MIB, Device, Speed
-from wire.jobs import Evaluate, FineTune, Generate
+from wire.jobs import Evaluate, FineTune, Generate, Params
 from wire.money import BASE_SEPOLIA_USDC
 
 _LLAMA_1B = {
@@ -176,6 +176,24 @@ def test_epochs_are_steps_over_the_dataset() -> None:
     params = FineTune(epochs=Decimal(2), batch_size=4, sequence_length=128)
     # 1 MiB is about 262,144 tokens, 2,048 sequences, 512 steps an epoch.
     assert need_of(shape, params, "cpu", dataset_bytes=MIB).steps == 1_024
+
+
+@pytest.mark.parametrize(
+    ("params", "is_known"),
+    [
+        (FineTune(steps=10), True),
+        (FineTune(), True),
+        (FineTune(epochs=Decimal(3)), False),
+        (Evaluate(dataset="input:" + "0" * 64), False),
+        (Generate(dataset="input:" + "0" * 64), False),
+    ],
+)
+def test_how_long_a_dataset_takes_is_not_told_before_it_is_known(params: Params, is_known: bool) -> None:
+    found, of_known = (look(_GPT2, params, "cpu", 2**40, SPEED, dataset_bytes=size) for size in (0, 10 * MIB))
+    assert isinstance(found, Fits)
+    assert isinstance(of_known, Fits)
+    assert (found.eta_s is not None) is is_known
+    assert of_known.eta_s is not None
 
 
 @pytest.mark.parametrize("params", [Evaluate(dataset="input:" + "0" * 64), Generate(dataset="input:" + "0" * 64)])

@@ -22,6 +22,7 @@ FACTS = IdleFacts(state="online", kinds=("fine_tune",), models=("tiny-llm",), re
         ({"state": "measuring"}, "starting"),
         ({"has_key": False, "refunds": None}, "no_key"),
         ({"refunds": 0}, "no_ether"),
+        ({"refunds": None}, "no_chain"),
         ({"kinds": ()}, "no_kind"),
         ({"models": ()}, "no_model"),
         ({"disk_room_bytes": 0}, "disk_full"),

@@ -15,6 +15,7 @@ from gpu_worker.core.owner import (
     disk_bytes,
     may_take,
     memory_bytes,
+    memory_share,
     minutes_open,
     opens_at,
     parse_causes,
@@ -175,11 +176,23 @@ def test_a_job_that_breaks_a_limit_is_not_taken(asked: dict, limits: dict, code:
     assert words in (refusal.reason if refusal else "")
 
 
+def test_nothing_is_sold_while_the_disk_is_full_up_to_its_reserve() -> None:
+    full = replace(MACHINE, disk_free_bytes=LIMITS.disk_reserve_bytes)
+    refusal = may_take(replace(ASKED, disk_bytes=0), full, CUDA, LIMITS, NOON)
+    assert refusal is not None
+    assert "reserve" in refusal.reason
+
+
 def test_on_the_cpu_a_job_has_half_of_what_is_free_or_what_the_owner_says() -> None:
     assert memory_bytes(MACHINE, CPU, LIMITS) == 16 * GIB
     assert memory_bytes(MACHINE, CPU, replace(LIMITS, memory_max_bytes=GIB)) == GIB
     assert memory_bytes(MACHINE, CPU, replace(LIMITS, memory_max_bytes=999 * GIB)) == 64 * GIB
     assert disk_bytes(replace(MACHINE, disk_free_bytes=GIB), LIMITS) == 0
+
+
+@pytest.mark.parametrize(("bytes_max", "share"), [(6 * GIB, 0.25), (24 * GIB, 1.0), (999 * GIB, 1.0)])
+def test_a_program_is_held_to_the_owners_share_of_a_gpu(bytes_max: int, share: float) -> None:
+    assert memory_share(bytes_max, 24 * GIB) == share
 
 
 def test_only_payers_whom_the_owner_names_may_buy() -> None:

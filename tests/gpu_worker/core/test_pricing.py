@@ -52,6 +52,13 @@ def test_what_is_paid_back(status: str, fault: str | None, step: int, back: int)
     assert pricing.refund_atomic(job(status=status, fault=fault, step=step, used_s=Decimal(36))) == back
 
 
+def test_a_container_that_fails_after_hours_of_work_has_worked() -> None:
+    failed = job(kind="container", status="failed", fault="buyer", step=0, used_s=Decimal(1800))
+    assert pricing.refund_atomic(failed) == 500_000
+    assert pricing.refund_atomic(replace(failed, used_s=Decimal(0))) == 1_000_000
+    assert pricing.refund_atomic(replace(failed, fault="owner")) == 1_000_000
+
+
 def test_a_step_of_the_worker_before_is_none_of_this_one() -> None:
     resume = ResumeFrom(
         model_hash=HASH, spec_hash=HASH, step=10, steps=20, bytes=1, url="http://x", manifest_sha256=HASH
@@ -60,6 +67,28 @@ def test_a_step_of_the_worker_before_is_none_of_this_one() -> None:
 
     assert pricing.refund_atomic(replace(failed, step=10)) == 1_000_000
     assert pricing.refund_atomic(replace(failed, step=11)) == 990_000
+
+
+@pytest.mark.parametrize(
+    ("marks", "step", "begins_at", "kept"),
+    [
+        ({"10": "4.0"}, 15, 10, "4.0"),
+        ({"5": "2.0", "10": "4.0"}, 15, 5, "2.0"),
+        # It stopped with a checkpoint, or one was made after the last look: nothing is lost.
+        ({"10": "4.0"}, 15, 15, "6.5"),
+        ({}, 15, 17, "6.5"),
+        # Nobody saw the one that it goes on from, or there is none: nobody knows what it cost, so nobody pays.
+        ({"5": "2.0"}, 15, 10, "2.0"),
+        ({}, 15, 10, "0"),
+        ({"10": "4.0"}, 15, None, "0"),
+        # It never goes up.
+        ({"10": "9.0"}, 15, 10, "6.5"),
+    ],
+)
+def test_what_is_done_again_is_paid_once(marks: dict, step: int, begins_at: int | None, kept: str) -> None:
+    seen = {mark: Decimal(seconds) for mark, seconds in marks.items()}
+
+    assert pricing.kept_s(seen, Decimal("6.5"), step, begins_at) == Decimal(kept)
 
 
 @given(
