@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Build environments obey the same exact versions as the rest.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: help setup demo test test-fast doc-check artifacts contracts check docs mutants concurrency kill-matrix hostile orphans chaos sim bench coverage lambda vercel-build clean
+.PHONY: help setup demo demo-train test test-fast doc-check artifacts contracts check docs mutants concurrency kill-matrix worker-kills hostile orphans chaos sim bench coverage lambda vercel-build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -47,8 +47,12 @@ $(foreach folder,$(NPM_FOLDERS),$(eval $(call npm-folder,$(folder:./=))))
 demo: setup  ## a whole run, paid on a local chain
 	$(BIN)/livery demo
 
-test: setup .venv/.worker  ## every test; prints the ten slowest
-	$(BIN)/python -m pytest
+demo-train: setup .venv/.worker  ## a real training that goes on elsewhere when its worker is killed
+	$(BIN)/livery demo-train
+
+# Two files at a time: most tests wait for processes, chains and servers of their own.
+test: setup .venv/.worker  ## every test; prints the ten slowest (JOBS=n files at once)
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
 
 # What decides, and what holds the house; the rest of what is not slow is `pytest -m "not slow"`, two minutes.
 FAST := tests/wire tests/reputation tests/agent/core tests/gpu_worker/core tests/cashier tests/outbound tests/inbound tests/storage tests/house
@@ -87,7 +91,7 @@ chaos: setup  ## MongoDB's primary killed for ten minutes under 1,000 runs (MINU
 	$(BIN)/python -m bench.chaos --record $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RUNS),--runs $(RUNS)) \
 		$(if $(SEED),--seed $(SEED))
 
-sim: setup  ## a million simulated ticks and the twelve planted bugs (SEED=n TICKS=n)
+sim: setup  ## a million simulated ticks and the fifteen planted bugs (SEED=n TICKS=n)
 	$(BIN)/python -m bench.sim --record --jobs 2 --ticks $(or $(TICKS),1000000) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m bench.sim --record --jobs 2 --plants $(if $(SEED),--seed $(SEED))
 
@@ -101,10 +105,13 @@ kill-matrix: setup  ## 50 kills per point and store, under an hour on 2 cores (K
 	$(BIN)/python -m bench.kill_matrix --record $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(SEED),--seed $(SEED))
 
+worker-kills: setup .venv/.worker  ## 50 kills of worker, job program and control plane in real fine-tunes (KILLS=n SEED=n)
+	$(BIN)/python -m bench.worker_kills --record $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
 concurrency: setup  ## 16 processes on one store: overspend, holders, frozen processes, wrong clocks; adds a line to its figures
 	$(BIN)/python -m bench.concurrency --record
 
-reliability: kill-matrix concurrency hostile orphans chaos sim  ## all of these, some hours, then docs/reliability.md
+reliability: kill-matrix worker-kills concurrency hostile orphans chaos sim  ## all of these, some hours, then docs/reliability.md
 	$(BIN)/python -m bench.reliability
 
 bench: setup .venv/.worker  ## time, memory, packages and megabytes of the base install
