@@ -1,6 +1,7 @@
 """What every test shares: fixtures of the outside world, a clean environment, one profile of hypothesis."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,9 @@ settings.load_profile("house")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in the background deaf to ^C, and programs started here would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     from docs.generate import settings_classes, variables
 
     for _, room_settings in settings_classes():
