@@ -142,7 +142,8 @@ _HEAD = """# Reliability
 No kill, time-out, race or hostile counterparty makes Livery pay twice, overspend, lose a payment or leave a job
 billing. What was tried against that, and what came of it; written by `make reliability` out of
 `docs/reliability/*.jsonl`, one line a run; a run that failed stays in the sums after what it found is mended (the
-broken invariant of seed 11 at b7f80bc: two runs were promised one transfer as their refund). What is broken in the
+broken invariant of seed 11 at b7f80bc: two runs were promised one transfer as their refund; the four files of 7ecdcf2:
+parts of a checkpoint whose manifest never came, and an upload of a killed control plane). What is broken in the
 crowds is that more than 1 % of the ticks at one wallet's day on MongoDB found no answer; nothing was overspent. The
 invariants I1-I7 that every trial is held against stand in `agent/core/invariants.py`.
 
