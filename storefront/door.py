@@ -69,41 +69,27 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-_VENDOR_ID = {
-    "name": "x-vendor-id",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "The vendor that is meant, where one address serves several; absent: the first.",
-}
-_PAYMENT = {
-    "name": "PAYMENT-SIGNATURE",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "Base64 of an x402 v2 PaymentPayload; without a payment the answer is a 402 that says what to sign.",
-}
-_PAYMENT_V1 = {
-    "name": "X-PAYMENT",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "Base64 of an x402 v1 PaymentPayload, instead of PAYMENT-SIGNATURE.",
-}
-_PAYMENT_MPP = {
-    "name": "Payment-Authorization",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string"},
-    "description": "`Payment` and an MPP credential, instead of PAYMENT-SIGNATURE, where WWW-Authenticate asks for it.",
-}
-_PAYMENT_ID = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,128}$"},
-    "description": "The payment id; the same as the payment-identifier extension's id where both are sent.",
-}
+def _header(name: str, description: str, **more: str) -> dict[str, Any]:
+    """Return an optional header as OpenAPI describes it; `more` bounds its text."""
+    schema = {"type": "string", **more}
+    return {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
+
+
+_VENDOR_ID = _header("x-vendor-id", "The vendor that is meant, where one address serves several; absent: the first.")
+_PAYMENT = _header(
+    "PAYMENT-SIGNATURE",
+    "Base64 of an x402 v2 PaymentPayload; without a payment the answer is a 402 that says what to sign.",
+)
+_PAYMENT_V1 = _header("X-PAYMENT", "Base64 of an x402 v1 PaymentPayload, instead of PAYMENT-SIGNATURE.")
+_PAYMENT_MPP = _header(
+    "Payment-Authorization",
+    "`Payment` and an MPP credential, instead of PAYMENT-SIGNATURE, where WWW-Authenticate asks for it.",
+)
+_PAYMENT_ID = _header(
+    "Idempotency-Key",
+    "The payment id; the same as the payment-identifier extension's id where both are sent.",
+    pattern="^[A-Za-z0-9_-]{16,128}$",
+)
 _OPEN = ("/health", "/artifacts/{job_id}/{name}")
 
 
