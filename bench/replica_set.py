@@ -19,7 +19,7 @@ from typing import Any, Self
 from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
 
-from tests.fixtures.mongod import die_with_parent, find_mongod, folder_in_memory, free_ports, mongod_command
+from tests.fixtures.mongod import find_mongod, folder_in_memory, free_ports, mongod_command, tied
 
 NAME = "rs0"
 MEMBERS = 3
@@ -55,10 +55,9 @@ class Member:
         """Start it on the files it has; return at once."""
         command = mongod_command(find_mongod(), self.folder / "data", self.port, self.folder / "log", oplog_mb=OPLOG_MB)
         self.process = subprocess.Popen(
-            [*command, "--replSet", NAME, "--logappend"],
+            tied([*command, "--replSet", NAME, "--logappend"]),
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent,
         )
 
     def kill(self) -> None:

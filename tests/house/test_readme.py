@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,17 +106,25 @@ def run_section(section: str, commands: list[str], environment: dict[str, str], 
     script = "\n".join(["set -eo pipefail", *(f"echo {shlex.quote('$ ' + line)}\n{line}" for line in commands)])
     for theirs, ours in put_in.items():
         script = script.replace(theirs, ours)
-    ended = subprocess.run(
-        ["bash", "-c", script],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECTION_S,
-    )
-    assert ended.returncode == 0, f"README section {section!r}:\n{ended.stdout[-4_000:]}"
+    with tempfile.TemporaryFile("w+") as said:
+        # Into a file: a pipe would be waited for as long as anything that the section started holds it.
+        shell = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(SECTION_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)
+            code = shell.wait()
+        said.seek(0)
+        told = said.read()
+    assert code == 0, f"README section {section!r}:\n{told[-4_000:]}"
 
 
 def serve(command: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
