@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Build environments obey the same exact versions as the rest.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: help setup demo demo-train test test-fast doc-check artifacts contracts check docs mutants concurrency kill-matrix worker-kills hostile orphans chaos sim bench coverage lambda vercel-build clean
+.PHONY: help setup demo demo-train test test-fast doc-check artifacts proto contracts check docs mutants concurrency kill-matrix worker-kills stage-kills hostile orphans chaos sim bench coverage lambda vercel-build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -66,6 +66,11 @@ doc-check: setup  ## run what the README tells to type
 artifacts: setup  ## compile the test token into chain/artifacts
 	$(BIN)/python -m chain.compile
 
+proto: setup  ## the gRPC stubs of wire/proto, from its .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. wire/proto/inference.proto
+	$(BIN)/python -m wire.proto.check > wire/proto/stubs.json.new
+	mv wire/proto/stubs.json.new wire/proto/stubs.json
+
 contracts: setup  ## one suite per port, every adapter
 	$(BIN)/python -m pytest tests/contracts
 
@@ -108,10 +113,13 @@ kill-matrix: setup  ## 50 kills per point and store, under an hour on 2 cores (K
 worker-kills: setup .venv/.worker  ## 50 kills of worker, job program and control plane in real fine-tunes (KILLS=n SEED=n)
 	$(BIN)/python -m bench.worker_kills --record $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
+stage-kills: setup .venv/.worker  ## 50 kills and freezes of pipeline stages under streams (KILLS=n SEED=n)
+	$(BIN)/python -m bench.stage_kills --record $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
 concurrency: setup  ## 16 processes on one store: overspend, holders, frozen processes, wrong clocks; adds a line to its figures
 	$(BIN)/python -m bench.concurrency --record
 
-reliability: kill-matrix worker-kills concurrency hostile orphans chaos sim  ## all of these, some hours, then docs/reliability.md
+reliability: kill-matrix worker-kills stage-kills concurrency hostile orphans chaos sim  ## all of these, some hours, then docs/reliability.md
 	$(BIN)/python -m bench.reliability
 
 bench: setup .venv/.worker  ## time, memory, packages and megabytes of the base install

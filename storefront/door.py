@@ -22,6 +22,7 @@ def create_vendor_app(
     around: Around | None = None,
     health: Callable[[], VendorHealth] | None = None,
     errors: Mapping[type[Exception], Callable[[Any], ProblemDocument]] | None = None,
+    bodies: Mapping[str, int] | None = None,
     lifespan: Any = None,
 ) -> FastAPI:
     """
@@ -33,6 +34,7 @@ def create_vendor_app(
         around: what stands around every request that names a vendor.
         health: what `/health` answers; None: that the vendors are there.
         errors: the seller's own errors, and what each is told as.
+        bodies: the largest body in bytes under a prefix of the path, see `inbound.web.create_door`.
     """
     own = errors or {}
 
@@ -46,6 +48,7 @@ def create_vendor_app(
         description=_ABOUT,
         errors=(*own, *ERRORS),
         translate=translate,
+        bodies=bodies,
         lifespan=lifespan,
     )
     app.state.shop = shop

@@ -51,9 +51,7 @@ PROBLEMS: dict[str, Problem] = {
     "method_not_allowed": Problem(405, "This path has another method", "See the `Allow` header."),
     "unknown_host": Problem(421, "This server has another name", "Call it by 127.0.0.1 or localhost."),
     "foreign_origin": Problem(403, "A web page of another site sent this", "Send it from a program instead."),
-    "unauthorized": Problem(
-        401, "This server asks for its secret", "Send `Authorization: Bearer <LIVERY_API_SECRET>`."
-    ),
+    "unauthorized": Problem(401, "This server asks for its secret", "Send it as `Authorization: Bearer <secret>`."),
     "forbidden": Problem(403, "The secret is wrong", "Send the secret that the server was started with."),
     "no_api_secret": Problem(
         503, "The server has no secret to ask for", "Set LIVERY_API_SECRET where it runs, and send it as a bearer."
@@ -110,6 +108,18 @@ PROBLEMS: dict[str, Problem] = {
     "upload_incomplete": Problem(422, "The upload is not whole", "Nothing of it was kept. Send all of it again."),
     "upload_refused": Problem(403, "This token may not write here", "Use the grant of the job that the file is of."),
     "vendor_fault": Problem(500, "The vendor failed on purpose", "This fault was scripted; see docs/vendor-api.md."),
+    # inference
+    "context_length_exceeded": Problem(
+        400, "The prompt and the answer are longer than the model's context", "Send less, or ask for fewer tokens."
+    ),
+    "invalid_argument": Problem(400, "The model cannot do what is asked", "Mend what `detail` names and send again."),
+    "not_head": Problem(
+        409, "This worker serves a later part of the model", "Ask its head, whose address `Location` has."
+    ),
+    "not_ready": Problem(503, "The model is being loaded", "Ask again in a moment; /readyz says when it is there."),
+    "no_route": Problem(503, "No workers have all of the model's layers now", "Ask again in a moment."),
+    "lost_stage": Problem(502, "A worker of the pipeline was lost and nobody took its place", "Ask again."),
+    "deadline": Problem(504, "The answer took longer than it may", "Ask again, or for fewer tokens."),
     # the paid door
     "payment_required": Problem(
         402,

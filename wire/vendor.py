@@ -201,11 +201,26 @@ class VendorHealth(Body):
     vendors: Many[Id] = ()
 
 
-class WorkerHealth(VendorHealth):
-    """The health of a worker that sells its own machine, a draining one's too; `uptime` is seconds."""
+class ServedLayers(Body):
+    """Layers `start` to `end` of the `total` of a model, `end` not included."""
 
+    start: int
+    end: int
+    total: int
+
+
+class WorkerHealth(VendorHealth):
+    """
+    The health of a worker that sells its own machine, a draining one's too; `uptime` is seconds.
+
+    `mode` is jobs, or with layers of a model single (all of them) or pipeline; `status` is loading until they are
+    there.
+    """
+
+    status: Literal["ok", "loading"] = "ok"  # type: ignore[assignment]
     state: WorkerState
     mode: Id
+    layers: ServedLayers | None = None
     uptime: DecimalNumber = Field(ge=0)
     model: Text | None = None
     address: Id | None = None

@@ -1,0 +1,1 @@
+"""The gRPC contract of layer slices, and the stubs that `make proto` makes of it; they alone need grpc."""
