@@ -1,0 +1,1 @@
+"""What the layer slices decide, pure: rows, epochs, micro-batches, rings, limits. No tensor is touched here."""
