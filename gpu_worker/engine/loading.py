@@ -1,7 +1,5 @@
 """A model and its tokenizer from a folder of the owner's: no code of its own is run, nothing is downloaded."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,8 @@ from gpu_worker.core.estimate import ModelShape
 from gpu_worker.core.folder import Spec
 from gpu_worker.core.owner import memory_share
 from gpu_worker.engine.diary import Diary
+from gpu_worker.engine.model_files import config_in, stored_in
 
-CONFIG = "config.json"
-# The largest tokenizers have some tens of millions.
-FILE_BYTES_MAX = 256 * 1024 * 1024
-HEADER_BYTES_MAX = 100 * 1024 * 1024
-_READ = (".json", ".txt", ".model", ".jinja")
 # A config of a kind that is not known is reckoned within this.
 _TIMES = 2
 
@@ -94,36 +88,10 @@ def _check(folder: Path) -> None:
         BadInput: the model needs code of its own, or its config is of no model.
         OwnersFault: its files are not what its config says, or far too large.
     """
-    try:
-        large = [
-            path.name for path in folder.iterdir() if path.suffix in _READ and path.stat().st_size > FILE_BYTES_MAX
-        ]
-        if large:
-            raise OwnersFault(f"the model's {large[0]} is larger than {FILE_BYTES_MAX} bytes")
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OwnersFault(f"the model has no {CONFIG} that can be read") from error
-    if not isinstance(config, dict) or "auto_map" in config:
-        raise BadInput("model_unknown", "the model needs code of its own, which is not run here")
-    said, held = ModelShape.from_config(config).parameters, _numbers_in(folder)
+    said = ModelShape.from_config(config_in(folder)).parameters
+    held = sum(each.numbers for path in folder.glob("*.safetensors") for _, each in stored_in(path))
     if said > _TIMES * held:
         # It would be allocated first and found missing then.
         raise OwnersFault(
             f"the model's config.json says {said} numbers, its files have {held}: {4 * (said - held)} bytes are missing"
         )
-
-
-def _numbers_in(folder: Path) -> int:
-    """Return how many numbers the folder's safetensors have, by their headers. Raises OwnersFault."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                if size > HEADER_BYTES_MAX:
-                    raise ValueError("a header of that size")
-                header = json.loads(file.read(size))
-            total += sum(math.prod(about["shape"]) for name, about in header.items() if name != "__metadata__")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise OwnersFault(f"the model's {path.name} is cut off or broken") from error
-    return total
