@@ -14,6 +14,7 @@ from cli import (
     demo,
     demo_train,
     hw,
+    proto,
     run,
     seed,
     serve,
@@ -60,7 +61,7 @@ app.command("control-plane", hidden=True)(serve.serve)
 app.command("mock-vendor", hidden=True)(serve.vendor_mock)
 app.command("hw")(hw.hw)
 app.command("stats", hidden=True)(hw.stats)
-for branch in (run.app, worker.app, vendors.app, wallet.app, chain.app, db.app, seed.app):
+for branch in (run.app, worker.app, vendors.app, wallet.app, chain.app, db.app, seed.app, proto.app):
     app.add_typer(branch)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench.bench)
 app.command("sim")(sim.sim)

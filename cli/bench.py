@@ -8,7 +8,12 @@ import typer
 
 from cli.console import fail
 
-BENCHES = {"import": "bench.import_time", "planner": "bench.planner", "worker": "bench.worker"}
+BENCHES = {
+    "decode": "bench.decode.run",
+    "import": "bench.import_time",
+    "planner": "bench.planner",
+    "worker": "bench.worker",
+}
 
 
 def bench(context: typer.Context, name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import hw, worker_models, worker_owner
+from cli import hw, worker_models, worker_owner, worker_slices
 from cli.console import Json, branch, fail, show, table
 from cli.hw import facts, worker_settings
 
@@ -57,18 +57,38 @@ HfToken = Annotated[
     ),
 ]
 DEFAULT_ENV = Path(".env")
-_UNUSED = "Read, not used: this version serves no layer slices."
 
 
 @app.command("start")
 def start(
+    context: typer.Context,
+    model: worker_slices.Model = None,
+    layers: worker_slices.Layers = None,
+    layer_start: worker_slices.LayerStart = None,
+    layer_end: worker_slices.LayerEnd = None,
+    model_hash: worker_slices.ModelHash = None,
+    dtype: worker_slices.Dtype = None,
+    quant: worker_slices.Quant = None,
+    back_end: worker_slices.BackEnd = None,
+    kv_max_mb: worker_slices.KvMax = None,
+    sessions_max: worker_slices.SessionsMax = None,
+    next: worker_slices.Next = None,
+    topology: worker_slices.TopologyFile = None,
+    grpc_host: worker_slices.GrpcHost = None,
+    grpc_port: worker_slices.GrpcPort = None,
+    grpc_endpoint: worker_slices.GrpcEndpoint = None,
+    grpc_tls_cert: worker_slices.TlsCert = None,
+    grpc_tls_key: worker_slices.TlsKey = None,
+    grpc_tls_ca: worker_slices.TlsCa = None,
+    wire_dtype: worker_slices.WireDtype = None,
+    grpc_insecure: worker_slices.Insecure = None,
+    oracle_url: worker_slices.OracleUrl = None,
     kinds: Annotated[
         str | None, typer.Option("--kinds", help="Jobs to sell: fine_tune,evaluate,generate,container.")
     ] = None,
-    price: Annotated[str | None, typer.Option("--price", help="USDC an hour.")] = None,
+    price_per_hour: Annotated[str | None, typer.Option("--price", help="USDC an hour.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What it is called; in lower case its vendor id.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Its folder: jobs, books, keys.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model of jobs that name none.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")] = None,
     host: Annotated[str | None, typer.Option("--host", help="The address to listen at; 0.0.0.0: all it has.")] = None,
     port: Annotated[int | None, typer.Option("--port", "--api-port", min=0, max=65_535, help="The port.")] = None,
@@ -80,45 +100,31 @@ def start(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more in the log.")] = False,
     private_key: PrivateKey = None,
     hf_token: HfToken = None,
-    oracle_url: Annotated[str | None, typer.Option("--oracle-url", help=_UNUSED)] = None,
-    grpc_port: Annotated[int | None, typer.Option("--grpc-port", help=_UNUSED)] = None,
-    grpc_endpoint: Annotated[str | None, typer.Option("--grpc-endpoint", help=_UNUSED)] = None,
-    layer_start: Annotated[int | None, typer.Option("--layer-start", help=_UNUSED)] = None,
-    layer_end: Annotated[int | None, typer.Option("--layer-end", help=_UNUSED)] = None,
 ) -> None:
     """
-    Rent this machine out until Ctrl-C or SIGTERM, which let jobs make a checkpoint and pay their buyers back.
+    Rent this machine out until Ctrl-C or SIGTERM, which move streams elsewhere, checkpoint jobs and pay back.
 
-    Kinds are fine_tune, evaluate, generate and container (Docker or Podman); none is sold until you name it.
+    It serves a model, or some layers of one beside other workers, and sells jobs: fine_tune, evaluate,
+    generate and container (Docker or Podman), none until you name it.
     What is typed wins over the environment, that over the file.
 
-    Example: livery worker start --kinds fine_tune --price 0.50
+    A whole model:   livery worker start --model ~/models/llama
+
+    Half of one:     livery worker start --model ~/models/llama --layers 0:16 --next 10.0.0.2:50051
+
+    By a file:       livery worker start --model ~/models/llama --topology who-serves-what.toml
+
+    Jobs:            livery worker start --kinds fine_tune --price 0.50
     """
     from inbound.logs import configure_logs
 
     configure_logs(logging.DEBUG if verbose else logging.INFO)
     if env_file != DEFAULT_ENV and not env_file.is_file():
         fail(f"there is no file {env_file}", "Name another with --env-file.", "invalid_setting")
-    settings = worker_settings(
-        False,
-        _env_file=env_file,
-        kinds=kinds,
-        price_per_hour=price,
-        name=name,
-        data=data,
-        default_model=model,
-        device=device,
-        host=host,
-        port=port,
-        rpc_url=rpc_url,
-        public_url=public_url,
-        oracle_url=oracle_url,
-        grpc_port=grpc_port,
-        grpc_endpoint=grpc_endpoint,
-        layer_start=layer_start,
-        layer_end=layer_end,
-    )
-    _run(settings, env_file)
+    # Options are called as the settings that they set.
+    others = {"env_file", "verbose", "private_key", "hf_token", "model"}
+    typed = {key: value for key, value in context.params.items() if key not in others}
+    _run(worker_slices.serving(worker_settings(False, _env_file=env_file, default_model=model, **typed)), env_file)
 
 
 def _run(settings: "WorkerSettings", env_file: Path) -> None:
@@ -140,16 +146,19 @@ def _run(settings: "WorkerSettings", env_file: Path) -> None:
         return await live(worker, stopped_by_signals())
 
     try:
-        worker = open_worker(settings)
+        worker = open_worker(settings, tell=worker_slices.Bar())
         # Bound already here: an address that is taken is told before anything else is.
         local_url, url = worker.door.local_url, worker.door.url
     except OSError as error:
         fail(f"{settings.folder} cannot be used: {error.strerror}", "Name another folder with --data.")
     except (WorkerError, ChainError, ValueError) as error:
         fail(str(error))
-    logger.info("a buyer registers it with: livery vendors add %s %s", settings.vendor_id, url)
-    place = "LIVERY_WORKER_SECRET" if settings.secret else settings.secret_file
-    logger.info("its secret is in %s: the buyer's GPU_VENDOR_SECRET is %s=SECRET", place, settings.vendor_id)
+    if settings.serves_layers:
+        logger.info("its model is served at %s/v1: OPENAI_BASE_URL=%s/v1", url, url)
+    if settings.kinds or not settings.serves_layers:
+        logger.info("a buyer registers it with: livery vendors add %s %s", settings.vendor_id, url)
+        place = "LIVERY_WORKER_SECRET" if settings.secret else settings.secret_file
+        logger.info("its secret is in %s: the buyer's GPU_VENDOR_SECRET is %s=SECRET", place, settings.vendor_id)
     if url == local_url and is_loopback(settings.host):
         logger.info("only this machine reaches it; for others: --host 0.0.0.0 --public-url https://…")
     try:
@@ -169,20 +178,29 @@ def _first(several: BaseExceptionGroup[Any]) -> BaseException:
 
 
 @app.command("status")
-def status(api_url: ApiUrl = None, as_json: Json = False) -> None:
+def status(
+    api_url: ApiUrl = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew each second, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
     """
-    Show the worker that runs here: its state, what it sells and at which price, its jobs, what it earned.
+    Show the worker that runs here: its state, the layers that it serves, what it sells, its jobs, what it earned.
 
-    Example: livery worker status
+    One elsewhere tells less, and asks for its API_SECRET.
+
+    Example: livery worker status --watch
     """
-    found = worker_owner.ask("GET", "/api/v1/status", api_url, as_json)
-    show(found, lambda: _page(found), as_json=as_json)
+    if watch and not as_json:
+        worker_slices.watch(lambda: worker_owner.ask("GET", "/api/v1/status", api_url, as_json))
+        return
+    found = worker_slices.status_of(api_url, as_json)
+    show(found, lambda: _page(found) if "vendorId" in found else worker_slices.far_page(found), as_json=as_json)
 
 
 @app.command("drain")
 def drain(api_url: ApiUrl = None, as_json: Json = False) -> None:
     """
-    Let the worker finish its jobs, sell nothing more, and end.
+    Let the worker finish its jobs, sell nothing more, and end; streams of its layers go on elsewhere.
 
     To end it at once, jobs after a checkpoint: Ctrl-C, or systemctl stop.
     """
@@ -198,6 +216,7 @@ def _refunds(count: int | None) -> str:
 
 def _page(found: dict[str, Any]) -> Any:
     from rich.console import Group
+    from rich.text import Text
 
     from cli.console import words
 
@@ -219,6 +238,9 @@ def _page(found: dict[str, Any]) -> Any:
     if found.get("problem"):
         rows.append(("sells nothing", found["problem"]))
     parts: list[Any] = [facts(rows)]
+    if found.get("slice"):
+        # Who serves a model and sells no jobs is told of the model alone.
+        parts = [worker_slices.page(found), *([Text(), *parts] if found["kinds"] else [])]
     if found["jobs"]:
         columns = ("job", "kind", "status", "step", "of", "seconds", "USDC", "payer")
         names = ("jobId", "kind", "status", "step", "steps", "usedS", "cost", "payer")

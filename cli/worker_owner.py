@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -30,6 +31,15 @@ def ask(method: str, path: str, api_url: str | None, as_json: bool) -> dict[str,
 
 
 def _asked(method: str, path: str, api_url: str | None, as_json: bool) -> dict[str, Any]:
+    status, url, found = fetched(method, path, api_url, as_json)
+    if status >= 400 or not isinstance(found, dict):
+        detail = found.get("detail") if isinstance(found, dict) else None
+        raise NoWorker(f"what answers at {url} is no worker of yours: {detail or f'status {status}'}")
+    return found
+
+
+def fetched(method: str, path: str, api_url: str | None, as_json: bool) -> tuple[int, str, Any]:
+    """Return the status, the worker's address and what it answers. Raises NoWorker: none answers with JSON."""
     from cli.config import CliSettings
     from gpu_worker.machine import running_at
     from outbound.errors import OutboundError
@@ -40,12 +50,15 @@ def _asked(method: str, path: str, api_url: str | None, as_json: bool) -> dict[s
     url = api_url or CliSettings().worker_url or running_at(settings)
     if url is None:
         raise NoWorker(f"no worker runs with {settings.folder}")
+    secret = settings.api_secret.get_secret_value() if settings.api_secret else ""
+    # Who named the address meant it; from a file in this folder the secret goes to nobody but this machine.
+    may_tell = secret and (api_url is not None or url.startswith("https://") or is_near(url))
 
     async def fetch() -> Any:
         return await HttpClient().request(
             method,
             url.rstrip("/") + path,
-            headers={},
+            headers={"authorization": f"Bearer {secret}"} if may_tell else {},
             content=None,
             timeout_s=TIMEOUT_S,
             body_bytes_max=BODY_BYTES_MAX,
@@ -53,13 +66,15 @@ def _asked(method: str, path: str, api_url: str | None, as_json: bool) -> dict[s
 
     try:
         reply = run(fetch(), as_json=as_json)
-        found = decimal_json.loads(reply.content)
+        return reply.status, url, decimal_json.loads(reply.content)
     except (OutboundError, ValueError):
         raise NoWorker(f"no worker answers at {url}") from None
-    if reply.status >= 400 or not isinstance(found, dict):
-        detail = found.get("detail") if isinstance(found, dict) else None
-        raise NoWorker(f"what answers at {url} is no worker of yours: {detail or f'status {reply.status}'}")
-    return found
+
+
+def is_near(url: str) -> bool:
+    from wire.loopback import is_loopback
+
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def why(

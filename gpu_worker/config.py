@@ -4,12 +4,12 @@ import os
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
 
 from gpu_worker.core import owner
+from gpu_worker.slice_config import SliceSettings, env
 from wire.jobs import KINDS
 from wire.money import ASSETS
 
@@ -19,181 +19,157 @@ _INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBR
 _MIB = 1024 * 1024
 
 
-def _env(name: str, *aliases: str) -> dict[str, Any]:
-    return {"validation_alias": AliasChoices(f"LIVERY_WORKER_{name}", *aliases)}
-
-
-class WorkerSettings(BaseSettings):
+class WorkerSettings(SliceSettings):
     """The worker's settings. Without any it starts, sells nothing, and says what is missing."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     name: str = Field(
         "worker",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$",
         description="What this worker is called; in lower case, with `-` for blanks, its vendor id.",
-        **_env("NAME"),
+        **env("NAME"),
     )
     kinds: str = Field(
         "",
         description=f"The jobs that are sold, of {', '.join(KINDS)}, with commas. Empty or `none`: none.",
-        **_env("KINDS"),
+        **env("KINDS"),
     )
-    data: Path = Field(Path("~/.livery/worker"), description="The worker's folder: jobs, books, keys.", **_env("DATA"))
+    data: Path = Field(Path("~/.livery/worker"), description="The worker's folder: jobs, books, keys.", **env("DATA"))
     models: Path | None = Field(
-        None, description="The folder of the models, one folder each. Unset: `models` in the data.", **_env("MODELS")
+        None, description="The folder of the models, one folder each. Unset: `models` in the data.", **env("MODELS")
     )
     default_model: str | None = Field(
-        None, description="The model of a job that names none.", **_env("DEFAULT_MODEL", "MODEL_NAME")
+        None, description="The model of a job that names none.", **env("DEFAULT_MODEL", "MODEL_NAME")
     )
     default_dataset: Path | None = Field(
-        None, description="The file that a fine-tune trains on where it names none.", **_env("DEFAULT_DATASET")
+        None, description="The file that a fine-tune trains on where it names none.", **env("DEFAULT_DATASET")
     )
     hub: bool = Field(
         False,
         description="Whether `livery worker forecast` may fetch a model's config.json from Hugging Face's hub. "
         "Models themselves are never fetched.",
-        **_env("HUB"),
+        **env("HUB"),
     )
     hf_token: SecretStr | None = Field(
-        None, description="The hub's token, for models that ask for one.", **_env("HF_TOKEN", "HF_TOKEN")
+        None, description="The hub's token, for models that ask for one.", **env("HF_TOKEN", "HF_TOKEN")
     )
     allow_private_urls: bool = Field(
         False,
         description="Whether datasets and checkpoints may be fetched from this machine's own network.",
-        **_env("ALLOW_PRIVATE_URLS"),
+        **env("ALLOW_PRIVATE_URLS"),
     )
     container_images: str = Field(
         "",
         description="The images that jobs of the kind container may run, with commas, as `docker images` has them. "
         "Empty: none; what is in an image can be read by whoever runs it.",
-        **_env("CONTAINER_IMAGES"),
+        **env("CONTAINER_IMAGES"),
     )
     # what runs jobs
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(
-        "auto", description="What jobs run on; auto takes cuda, then mps, then cpu.", **_env("DEVICE", "DEVICE")
+        "auto", description="What jobs run on; auto takes cuda, then mps, then cpu.", **env("DEVICE", "DEVICE")
     )
     gpus: str | None = Field(
         None,
         description="The GPUs that jobs may use: UUIDs or numbers, as CUDA reads them. Unset: all.",
-        **_env("GPUS", "CUDA_VISIBLE_DEVICES"),
+        **env("GPUS", "CUDA_VISIBLE_DEVICES"),
     )
     ram_mb: int | None = Field(
-        None, ge=1, description="The memory in MiB that is told instead of the machine's.", **_env("RAM_MB", "RAM_MB")
+        None, ge=1, description="The memory in MiB that is told instead of the machine's.", **env("RAM_MB", "RAM_MB")
     )
     threads: int | None = Field(
-        None, ge=1, description="Threads of a job's program. Unset: all cores but one, shared.", **_env("THREADS")
+        None, ge=1, description="Threads of a job's program. Unset: all cores but one, shared.", **env("THREADS")
     )
-    jobs_max: int = Field(1, ge=1, le=64, description="Jobs that run at once.", **_env("JOBS_MAX"))
+    jobs_max: int = Field(1, ge=1, le=64, description="Jobs that run at once.", **env("JOBS_MAX"))
     checkpoint_steps: int = Field(
-        50, ge=1, description="Steps between two checkpoints of a job that names none.", **_env("CHECKPOINT_STEPS")
+        50, ge=1, description="Steps between two checkpoints of a job that names none.", **env("CHECKPOINT_STEPS")
     )
     stall_s: int = Field(
-        900, ge=1, description="Seconds after which a program without any progress is ended.", **_env("STALL_S")
+        900, ge=1, description="Seconds after which a program without any progress is ended.", **env("STALL_S")
     )
     # what the owner gives away
     price_per_hour: Decimal = Field(
-        Decimal("0.5"), gt=0, le=10_000, description="Price of an hour, USDC.", **_env("PRICE_PER_HOUR")
+        Decimal("0.5"), gt=0, le=10_000, description="Price of an hour, USDC.", **env("PRICE_PER_HOUR")
     )
     price_min: Decimal = Field(
-        Decimal(0), ge=0, le=10_000, description="The least that a job costs, USDC.", **_env("PRICE_MIN")
+        Decimal(0), ge=0, le=10_000, description="The least that a job costs, USDC.", **env("PRICE_MIN")
     )
     requesters: str = Field(
-        "", description="Addresses that may buy, with commas. Empty: everybody.", **_env("REQUESTERS")
+        "", description="Addresses that may buy, with commas. Empty: everybody.", **env("REQUESTERS")
     )
     hours: str = Field(
-        "", description="When it sells and works, as `22:00-08:00,12:00-13:00`. Empty: always.", **_env("HOURS")
+        "", description="When it sells and works, as `22:00-08:00,12:00-13:00`. Empty: always.", **env("HOURS")
     )
     vram_max_mb: int | None = Field(
-        None, ge=1, description="GPU memory in MiB that jobs may use.", **_env("VRAM_MAX_MB")
+        None, ge=1, description="GPU memory in MiB that jobs may use.", **env("VRAM_MAX_MB")
     )
     memory_max_mb: int | None = Field(
         None,
         ge=1,
         description="Memory in MiB that one job may use. Unset: half of what is free when it is sold; "
         "it is ended at nine tenths of all.",
-        **_env("MEMORY_MAX_MB"),
+        **env("MEMORY_MAX_MB"),
     )
     disk_max_mb: int | None = Field(
-        None, ge=1, description="Disk in MiB that one job may use. Unset: 20 GiB.", **_env("DISK_MAX_MB")
+        None, ge=1, description="Disk in MiB that one job may use. Unset: 20 GiB.", **env("DISK_MAX_MB")
     )
     disk_reserve_mb: int = Field(
-        5_120, ge=0, description="Disk in MiB that stays free; with less nothing is sold.", **_env("DISK_RESERVE_MB")
+        5_120, ge=0, description="Disk in MiB that stays free; with less nothing is sold.", **env("DISK_RESERVE_MB")
     )
     dataset_bytes_max: int = Field(
-        2 * 1024**3, ge=1, description="The largest dataset in bytes, unpacked.", **_env("DATASET_BYTES_MAX")
+        2 * 1024**3, ge=1, description="The largest dataset in bytes, unpacked.", **env("DATASET_BYTES_MAX")
     )
     temperature_max_c: int = Field(
-        85, ge=1, le=150, description="A hotter GPU pauses its jobs, degrees Celsius.", **_env("TEMPERATURE_MAX_C")
+        85, ge=1, le=150, description="A hotter GPU pauses its jobs, degrees Celsius.", **env("TEMPERATURE_MAX_C")
     )
     power_max_w: int | None = Field(
-        None, ge=1, description="A GPU that draws more pauses its jobs, watts.", **_env("POWER_MAX_W")
+        None, ge=1, description="A GPU that draws more pauses its jobs, watts.", **env("POWER_MAX_W")
     )
     yield_on: str = Field(
         "gpu,hot,power,battery,hours",
         description="What pauses jobs, of gpu (somebody else uses it), hot, power, battery, hours. `none`: nothing.",
-        **_env("YIELD_ON"),
+        **env("YIELD_ON"),
     )
     # money
     private_key: SecretStr | None = Field(
         None,
         description="The key that is paid and pays refunds, 32 bytes of hex. Unset: the keystore.",
-        **_env("PRIVATE_KEY", "PLUMISE_PRIVATE_KEY"),
+        **env("PRIVATE_KEY", "PLUMISE_PRIVATE_KEY"),
     )
     keystore_path: Path | None = Field(
-        None, description="The encrypted key. Unset: `wallet.json` in the data.", **_env("KEYSTORE_PATH")
+        None, description="The encrypted key. Unset: `wallet.json` in the data.", **env("KEYSTORE_PATH")
     )
     keystore_password: SecretStr | None = Field(
-        None, description="The keystore's password.", **_env("KEYSTORE_PASSWORD")
+        None, description="The keystore's password.", **env("KEYSTORE_PASSWORD")
     )
     keystore_password_path: Path | None = Field(
         None,
         description="The file that has it otherwise. Unset: `wallet-password` in the data.",
-        **_env("KEYSTORE_PASSWORD_PATH"),
+        **env("KEYSTORE_PASSWORD_PATH"),
     )
     secret: SecretStr | None = Field(
-        None, description="The buyers' bearer secret. Unset: made once, in `secret` in the data.", **_env("SECRET")
+        None, description="The buyers' bearer secret. Unset: made once, in `secret` in the data.", **env("SECRET")
     )
-    facilitator_url: str = Field(
-        "http://127.0.0.1:4021", description="The x402 facilitator.", **_env("FACILITATOR_URL")
-    )
+    facilitator_url: str = Field("http://127.0.0.1:4021", description="The x402 facilitator.", **env("FACILITATOR_URL"))
     rpc_url: str = Field(
-        "http://localhost:8545", description="JSON-RPC address of the chain.", **_env("RPC_URL", "PLUMISE_RPC_URL")
+        "http://localhost:8545", description="JSON-RPC address of the chain.", **env("RPC_URL", "PLUMISE_RPC_URL")
     )
     chain_id: int = Field(
-        84532, description="The chain: 84532 Base Sepolia, 8453 Base.", **_env("CHAIN_ID", "PLUMISE_CHAIN_ID")
+        84532, description="The chain: 84532 Base Sepolia, 8453 Base.", **env("CHAIN_ID", "PLUMISE_CHAIN_ID")
     )
     # the door
-    host: str = Field("127.0.0.1", description="Address to listen at.", **_env("HOST", "API_HOST"))
+    host: str = Field("127.0.0.1", description="Address to listen at.", **env("HOST", "API_HOST"))
     port: int = Field(
         DEFAULT_PORT,
         ge=0,
         le=65_535,
         description="Port to listen at. Unset and taken: a free one; set and taken: an error.",
-        **_env("PORT", "API_PORT"),
+        **env("PORT", "API_PORT"),
     )
     public_url: str | None = Field(
-        None, description="The address at which buyers reach it.", **_env("PUBLIC_URL", "NODE_ENDPOINT")
+        None, description="The address at which buyers reach it.", **env("PUBLIC_URL", "NODE_ENDPOINT")
     )
     drain_s: int = Field(
-        30, ge=1, description="Seconds from the signal to the end: checkpoints, refunds.", **_env("DRAIN_S")
+        30, ge=1, description="Seconds from the signal to the end: checkpoints, refunds.", **env("DRAIN_S")
     )
-    # read, and answered in one line: this version serves no layer slices
-    layer_start: int | None = Field(None, ge=0, description="Read, not used.", **_env("LAYER_START", "LAYER_START"))
-    layer_end: int | None = Field(None, ge=0, description="Read, not used.", **_env("LAYER_END", "LAYER_END"))
-    grpc_host: str | None = Field(None, description="Read, not used.", **_env("GRPC_HOST", "GRPC_HOST"))
-    grpc_port: int | None = Field(
-        None, ge=1, le=65_535, description="Read, not used.", **_env("GRPC_PORT", "GRPC_PORT")
-    )
-    grpc_endpoint: str | None = Field(None, description="Read, not used.", **_env("GRPC_ENDPOINT", "GRPC_ENDPOINT"))
-    oracle_url: str | None = Field(None, description="Read, not used.", **_env("ORACLE_URL", "ORACLE_API_URL"))
 
     @field_validator("kinds")
     @classmethod
@@ -228,11 +204,15 @@ class WorkerSettings(BaseSettings):
     def _expanded(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser()
 
-    @model_validator(mode="after")
-    def _both_layers(self) -> Self:
-        if (self.layer_start is None) != (self.layer_end is None):
-            raise ValueError("LAYER_START and LAYER_END come together")
-        return self
+    @property
+    def served_model(self) -> str | None:
+        """The model whose layers are served, None: none."""
+        return self.model or (self.default_model if self.serves_layers else None)
+
+    @property
+    def serves_layers(self) -> bool:
+        """Whether layers of a model are to be served; one that an oracle was to lead serves its model alone."""
+        return self.asks_for_layers or (self.oracle_url is not None and self.default_model is not None)
 
     @property
     def port_is_chosen(self) -> bool:
@@ -295,6 +275,11 @@ class WorkerSettings(BaseSettings):
 def listed(text: str) -> tuple[str, ...]:
     """Return the words of a list with commas; `none` is no word."""
     return tuple(word for part in text.split(",") if (word := part.strip()) and word != "none")
+
+
+def see_only(visible: str) -> None:
+    """Let this process see no GPU but `visible` from now on; to be said before torch is there."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 def program_environment(threads: int, visible: str | None = None) -> dict[str, str]:

@@ -36,7 +36,11 @@ async def drain(worker: Worker, close: Callable[[], Awaitable[None]]) -> None:
     _LOG.info("draining", extra={"jobs": len(now.jobs)})
     try:
         async with asyncio.timeout(limit_s):
-            await _end_all(worker)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_end_all(worker))
+                if now.slice is not None:
+                    # Streams go on until they have ended or gone elsewhere: the door closes behind them.
+                    group.create_task(now.slice.leave())
             await close()
             # A settlement that the door did not wait for may have come all the same.
             await _recover_all(worker)

@@ -60,7 +60,9 @@ async def live(worker: Worker, stop: asyncio.Event) -> Report:
             door = group.create_task(worker.door.serve(closing))
             keepers: list[asyncio.Task[None]] = []
             if await _unless(stop, _rise(worker)):
-                loops = (keep_jobs(worker), worker.tend(), _watch(worker, closing), _fund(worker), _sweep(worker))
+                loops = [keep_jobs(worker), worker.tend(), _watch(worker, closing), _fund(worker), _sweep(worker)]
+                if now.slice is not None:
+                    loops.append(now.slice.keep())
                 keepers = [group.create_task(_kept(loop)) for loop in loops]
                 _enter(worker, "online")
                 _tell_offer(worker)
@@ -83,6 +85,8 @@ async def live(worker: Worker, stop: asyncio.Event) -> Report:
         raise
     finally:
         now.state = "gone"
+        if now.slice is not None:
+            await now.slice.close()
         await worker.registry.deregister()
         await worker.close()
 
@@ -110,6 +114,10 @@ async def _rise(worker: Worker) -> None:
         found = await worker.containers.find(memory_bytes=memory, cpus=cpus, job_ids=job_ids)
         if found is not None and settings.is_sold("container"):
             now.container = found.model_copy(update={"visible": now.device.visible})
+    if worker.open_slice is not None:
+        now.slice = await worker.open_slice()
+        # Warmed up and measured as well: what a pass costs is known when it returns.
+        await now.slice.load()
     _enter(worker, "measuring")
     if any(settings.is_sold(kind) for kind in WITH_MODEL):
         try:
@@ -148,7 +156,7 @@ def notes_of(worker: Worker, models: Collection[str]) -> tuple[str, ...]:
     """Return what the owner should know of the settings and of the models that are here, a sentence each."""
     settings, now = worker.settings, worker.now
     notes = []
-    if not listed(settings.kinds):
+    if not listed(settings.kinds) and worker.open_slice is None:
         notes.append("no kind of job is sold: name some in LIVERY_WORKER_KINDS, such as fine_tune")
     if not models and any(settings.is_sold(kind) for kind in WITH_MODEL):
         notes.append(f"there is no model in {settings.models_folder}: a job names one, and it must be here before")
@@ -156,9 +164,8 @@ def notes_of(worker: Worker, models: Collection[str]) -> tuple[str, ...]:
         notes.append("containers are not sold: neither docker nor podman answers here")
     if settings.is_sold("container") and not listed(settings.container_images):
         notes.append("no container is run: name its image in LIVERY_WORKER_CONTAINER_IMAGES")
-    used = (settings.layer_start, settings.grpc_host, settings.grpc_port, settings.grpc_endpoint, settings.oracle_url)
-    if any(value is not None for value in used):
-        notes.append("this version serves no layer slices: its LAYER, GRPC and ORACLE settings are read and not used")
+    if settings.oracle_url is not None:
+        notes.append(f"the coordinator at {settings.oracle_url} is not asked yet: this worker serves alone")
     return tuple(notes)
 
 
@@ -253,6 +260,8 @@ async def _gone(worker: Worker, stop: asyncio.Event) -> None:
     now.state = move(now.state, "draining")
 
     async def idle() -> None:
+        if now.slice is not None:
+            await now.slice.leave()
         while now.jobs or not now.wanted.empty():
             for each in [*now.jobs.values()]:
                 await each.ended.wait()

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.folder import ContainerTerms, InputFile, ProgressLine, Spec, State
 from gpu_worker.core.hardware import Device, Machine, Speed
+from gpu_worker.core.inference.room import Room
 from gpu_worker.core.model import Job, LocalModel, Sample
 from gpu_worker.core.owner import Limits, Yield
+from gpu_worker.slice_port import Slice
 from storefront.model import KeptFile, Vendor
 from storefront.ports import Book, Clock
 from wire.checkpoint import Manifest
@@ -225,7 +227,8 @@ class Now:
     `yielded` is why jobs pause, `problem` the sentence that says why nothing is sold, `refunds` how many refunds the
     ether will do for. `wanted` are the ids of jobs that wait for their supervisor; `may_work` is set while jobs are not
     paused. `leaving` is set by who wants the worker to end once its jobs have; `is_stopping`: they end before their
-    time. `offers` and `quotes` count what was asked, `refusals` are the times and codes of what was not sold.
+    time. `offers` and `quotes` count what was asked, `refusals` are the times and codes of what was not sold. `slice`
+    are the layers that it serves, None where it serves none, or none yet, `slice_room` is what they may take.
     """
 
     state: WorkerState = "probing"
@@ -234,6 +237,8 @@ class Now:
     device: Device | None = None
     speed: Speed | None = None
     container: ContainerTerms | None = None
+    slice: Slice | None = None
+    slice_room: Room | None = None
     yielded: Yield | None = None
     problem: str | None = None
     refunds: int | None = None
@@ -273,7 +278,7 @@ class Worker:
     `choose` and `measure` are asked once the machine was read. `gas` returns for how many refunds the native balance
     of the address that is paid will do, None where that is not known. `tend` pays back and calls back, for ever;
     `recover` starts what was paid and not started, and returns how many payments are open still. `local_minute` is
-    since midnight.
+    since midnight. `open_slice` opens the door for other stages, None where no layers are served.
     """
 
     settings: WorkerSettings
@@ -299,6 +304,7 @@ class Worker:
     close: Callable[[], Awaitable[None]]
     local_minute: Callable[[], int]
     clock: Clock
+    open_slice: Callable[[], Awaitable[Slice]] | None = None
     pace: Pace = field(default_factory=Pace)
 
     @property

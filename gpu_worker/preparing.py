@@ -10,6 +10,7 @@ from gpu_worker.core.bounds import Bounds
 from gpu_worker.core.errors import BadInput, OwnersFault
 from gpu_worker.core.folder import CHECKPOINTS, INPUT, Spec
 from gpu_worker.core.hardware import Device
+from gpu_worker.core.inference.room import beside
 from gpu_worker.core.model import Job, LocalModel
 from gpu_worker.ports import Worker
 from wire import jobs as wire_jobs
@@ -140,7 +141,9 @@ def bounds_of(worker: Worker, job: Job) -> Bounds:
 def memory_of(worker: Worker, device: Device) -> int:
     """Return the memory of `device` that a new job may count on."""
     machine = worker.now.machine
-    return ram_bytes(worker) if machine is None else owner.memory_bytes(machine, device, worker.limits)
+    if machine is None:
+        return ram_bytes(worker)
+    return owner.memory_bytes(*beside(worker.now.slice_room, machine, device), worker.limits)
 
 
 def ram_bytes(worker: Worker) -> int:
@@ -152,4 +155,7 @@ def ram_bytes(worker: Worker) -> int:
     total = now.device.memory_bytes if is_device and now.device is not None else 0
     if not is_device and now.machine is not None:
         total = now.machine.ram_total_bytes
+    elif now.slice_room is not None:
+        # What is served on the machine's own memory has it for itself.
+        total = max(0, total - now.slice_room.weights - now.slice_room.cache)
     return int(total * MEMORY_SHARE)

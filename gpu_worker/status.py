@@ -66,6 +66,7 @@ async def status(worker: Worker) -> dict[str, Any]:
         },
         "jobs": [_job(worker, job) for job in sold if job.status not in TERMINAL],
         "jobsMax": settings.jobs_max,
+        "slice": now.slice and now.slice.document(),
         "yielded": now.yielded and asdict(now.yielded),
         "problem": now.problem,
         "refunds": now.refunds,

@@ -28,6 +28,7 @@ from gpu_worker.edges.job_process import JobProcesses
 from gpu_worker.edges.registry_file import FileRegistry
 from gpu_worker.ports import Containers, Hardware, Inputs, JobPrograms, Measure, Models, Now, Pace, Worker
 from gpu_worker.selling import WorkerSeller
+from gpu_worker.slice_port import Slice, Tell
 from outbound.errors import OutboundError
 from outbound.guard import guard
 from outbound.http import HttpClient
@@ -38,6 +39,8 @@ from storefront.tending import tend
 
 if TYPE_CHECKING:
     from eth_account.signers.base import BaseAccount
+
+    from gpu_worker.inference.service import Service
 
 _LOG = logging.getLogger("livery.gpu_worker")
 # Who is paid where there is no key: nobody can be.
@@ -61,6 +64,7 @@ def open_worker(
     http: HttpClient | None = None,
     clock: Clock = time.time,
     pace: Pace | None = None,
+    tell: Tell | None = None,
 ) -> Worker:
     """
     Return the worker of `settings`: making it reads its key and its secret, and makes the secret where there is none.
@@ -69,8 +73,10 @@ def open_worker(
         server: the socket that it listens at; None binds the settings' when it is first needed.
         http: carries every request; None is the network, strangers' addresses checked.
         hardware, programs, containers, models, measure, inputs, clock, pace: instead of this machine's.
+        tell: told how far the loading of layers is.
 
     Raises:
+        OwnersFault: layers are asked for and it is not said of which model, or the topology is wrong.
         KeystoreError: the key cannot be read.
         ValueError: a limit is none.
     """
@@ -83,9 +89,7 @@ def open_worker(
     ours = http or HttpClient()
     book = open_jobs(settings.database)
     door = HttpDoor(settings, server)
-
-    async def tending() -> None:
-        await tend(shop, strangers, look_s=LOOK_S)
+    service, open_slice = _slice(settings, account, lambda: worker, tell)
 
     worker = Worker(
         settings=settings,
@@ -106,16 +110,30 @@ def open_worker(
         registry=FileRegistry(settings.folder),
         door=door,
         gas=_gas(Rpc(settings.rpc_url, ours), vendor),
-        tend=tending,
+        tend=lambda: tend(shop, strangers, look_s=LOOK_S),
         recover=lambda: shop.recover(),
         close=lambda: shop.close(),
         local_minute=_local_minute,
         clock=clock,
         pace=pace or Pace(),
+        open_slice=open_slice,
     )
     shop: Shop[Job] = Shop(WorkerSeller(worker), _cashier(settings, account, ours, clock), book, clock)
-    door.open(worker, shop)
+    door.open(worker, shop, service)
     return worker
+
+
+def _slice(
+    settings: WorkerSettings, account: "BaseAccount | None", worker: Callable[[], Worker], tell: Tell | None
+) -> "tuple[Service | None, Callable[[], Awaitable[Slice]] | None]":
+    """Return what serves layers of a model, and what opens it; None and None where none are served."""
+    if not settings.serves_layers:
+        return None, None
+    # gRPC and its kind are loaded for this alone: who only sells jobs stays light.
+    from gpu_worker.slice_wiring import open_service, open_serving
+
+    service = open_service(settings, "" if account is None else str(account.address))
+    return service, lambda: open_serving(worker(), service, tell or (lambda what, done, total: None))
 
 
 def _vendor(settings: WorkerSettings, account: "BaseAccount | None") -> Vendor:

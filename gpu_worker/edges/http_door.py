@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
@@ -19,7 +19,11 @@ from inbound.stranger import is_near, stranger
 from inbound.web import JsonReply, ProblemReply
 from storefront.door import create_vendor_app
 from storefront.shop import Shop
+from wire.generate import PROMPT_BODY_BYTES_MAX, PROMPT_PATH
 from wire.problems import PROBLEMS, ProblemDocument, problem_document
+
+if TYPE_CHECKING:
+    from gpu_worker.inference.service import Service
 
 # What requests in flight have once the door closes.
 CLOSING_S = 3
@@ -72,13 +76,21 @@ class HttpDoor:
         self._local_url: str | None = None
         self._app: FastAPI | None = None
 
-    def open(self, worker: Worker, shop: Shop[Job]) -> None:
-        """Make the application; until then nothing is served."""
+    def open(self, worker: Worker, shop: Shop[Job], service: "Service | None" = None) -> None:
+        """Make the application; until then nothing is served. `service` is the model that it serves, if any."""
         self._app = create_vendor_app(
-            shop, title="Livery worker", health=lambda: health(worker), errors={WorkerError: problem_of}
+            shop,
+            title="Livery worker",
+            health=lambda: health(worker),
+            errors={WorkerError: problem_of},
+            bodies={PROMPT_PATH: PROMPT_BODY_BYTES_MAX},
         )
         self._app.state.worker = worker
         self._app.include_router(owner)
+        if service is not None:
+            from gpu_worker.edges.inference_doors import include_inference
+
+            include_inference(self._app, service)
 
     @property
     def app(self) -> Any:

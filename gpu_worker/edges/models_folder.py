@@ -18,8 +18,18 @@ from wire.jobs import ModelName
 
 CONFIG_BYTES_MAX = 1024 * 1024
 _NAME = re.compile(get_args(ModelName)[1].pattern)
-# What a checkpoint must fit: the weights, the shape and the tokens.
-_HASHED = ("config.json", "tokenizer*.json", "*.safetensors")
+# What a checkpoint must fit: the weights, the shape and the tokens, in whatever files a tokenizer keeps them.
+_HASHED = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "*.jinja",
+)
 
 
 class ModelsFolder:
@@ -55,50 +65,62 @@ class ModelsFolder:
 
     def _find(self, name: str) -> LocalModel | None:
         folder = self._folder / name
-        if not (folder / "config.json").is_file():
-            return None
-        config = read_config(folder / "config.json", name)
-        try:
-            files = sorted({path for form in _HASHED for path in folder.glob(form) if path.is_file()})
-            if not any(path.suffix == ".safetensors" for path in files):
-                raise BadInput("model_unknown", f"the model {name} has no safetensors, and nothing else is loaded")
-            hashes = self._hashed(files)
-            size = sum(path.stat().st_size for path in files)
-        except OSError as error:
-            raise OwnersFault(f"the model {name} cannot be read: {error.strerror}") from None
-        whole = hashlib.sha256()
-        for path in files:
-            whole.update(f"{path.name} {hashes[str(path)]}\n".encode())
-        return LocalModel(name=name, folder=str(folder), bytes=size, model_hash=whole.hexdigest(), config=config)
+        return local_model(folder, name, self._hashes) if (folder / "config.json").is_file() else None
 
-    def _hashed(self, files: list[Path]) -> dict[str, str]:
-        """Return the SHA-256 of each file; one whose size and time are those that were remembered is not read again."""
-        remembered = self._remembered()
-        found, stamps = {}, {}
-        for path in files:
-            about = path.stat()
-            stamp = f"{path} {about.st_size} {about.st_mtime_ns}"
-            if stamp not in remembered:
-                with path.open("rb") as file:
-                    remembered[stamp] = hashlib.file_digest(file, "sha256").hexdigest()
-                stamps[stamp] = remembered[stamp]
-            found[str(path)] = remembered[stamp]
-        if stamps:
-            self._remember({**remembered, **stamps})
-        return found
 
-    def _remembered(self) -> dict[str, str]:
-        try:
-            known = json.loads(self._hashes.read_text())
-        except (OSError, ValueError):
-            return {}
-        return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}
+def local_model(folder: Path, name: str, hashes: Path) -> LocalModel:
+    """
+    Return what lies in `folder`, every file of it hashed; `hashes` is a file that remembers what was.
 
-    def _remember(self, hashes: dict[str, str]) -> None:
-        self._hashes.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._hashes.with_name(f".{self._hashes.name}.{os.getpid()}")
-        draft.write_text(json.dumps(hashes))
-        draft.replace(self._hashes)
+    Raises:
+        BadInput: it is no model that can be used; the sentence says why.
+        OwnersFault: its files cannot be read.
+    """
+    config = read_config(folder / "config.json", name)
+    try:
+        files = sorted({path for form in _HASHED for path in folder.glob(form) if path.is_file()})
+        if not any(path.suffix == ".safetensors" for path in files):
+            raise BadInput("model_unknown", f"the model {name} has no safetensors, and nothing else is loaded")
+        found = _hashed(files, hashes)
+        size = sum(path.stat().st_size for path in files)
+    except OSError as error:
+        raise OwnersFault(f"the model {name} cannot be read: {error.strerror}") from None
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(f"{path.name} {found[str(path)]}\n".encode())
+    return LocalModel(name=name, folder=str(folder), bytes=size, model_hash=whole.hexdigest(), config=config)
+
+
+def _hashed(files: list[Path], hashes: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file; one whose size and time are those that were remembered is not read again."""
+    remembered = _remembered(hashes)
+    found, stamps = {}, {}
+    for path in files:
+        about = path.stat()
+        stamp = f"{path} {about.st_size} {about.st_mtime_ns}"
+        if stamp not in remembered:
+            with path.open("rb") as file:
+                remembered[stamp] = hashlib.file_digest(file, "sha256").hexdigest()
+            stamps[stamp] = remembered[stamp]
+        found[str(path)] = remembered[stamp]
+    if stamps:
+        _remember(hashes, {**remembered, **stamps})
+    return found
+
+
+def _remembered(hashes: Path) -> dict[str, str]:
+    try:
+        known = json.loads(hashes.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}
+
+
+def _remember(hashes: Path, known: dict[str, str]) -> None:
+    hashes.parent.mkdir(parents=True, exist_ok=True)
+    draft = hashes.with_name(f".{hashes.name}.{os.getpid()}")
+    draft.write_text(json.dumps(known))
+    draft.replace(hashes)
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:

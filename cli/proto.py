@@ -1,0 +1,28 @@
+"""`livery proto`: whether this installation speaks the wire between workers as it is written down."""
+
+from cli.console import Json, branch, fail, show
+
+app = branch("proto", "The gRPC wire between workers.")
+
+
+@app.command("check")
+def check(as_json: Json = False) -> None:
+    """
+    Prove that the stubs are what the .proto gives, and that they can be imported.
+
+    With grpcio-tools installed the .proto is compiled again and compared byte for byte.
+
+    Example: livery proto check
+    """
+    from wire.proto.check import SOURCE, STUBS, hashes, problems
+
+    found = problems()
+    if found:
+        hint = "pip install 'livery[worker]', or in a checkout: make proto"
+        fail("; ".join(found), hint, "stubs_differ", as_json=as_json)
+    said = hashes()
+    show(
+        {"isCurrent": True, "sha256": said},
+        lambda: f"the stubs are those of {SOURCE} (sha256 {said[SOURCE][:16]}…): {', '.join(STUBS)}",
+        as_json=as_json,
+    )

@@ -1,0 +1,288 @@
+"""`livery worker` where layers of a model are served: what may be typed, and how it is shown."""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.console import err, fail, out, table, words
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+
+    from gpu_worker.config import WorkerSettings
+
+# What a worker tells who is not on its machine.
+_FAR = {"health": "/health", "metrics": "/api/v1/metrics", "pipeline": "/api/v1/pipeline/status"}
+_SLICE, _STAGES = "A model, or layers of one", "Other stages"
+
+
+def _option(*names: str, help: str, panel: str = _SLICE, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+Model = Annotated[
+    str | None,
+    _option("--model", help="A folder, or a name in the models' folder: served; with --kinds the default of jobs."),
+]
+Layers = Annotated[str | None, _option("--layers", help="The layers that are served, as 0:12; unset: all.")]
+LayerStart = Annotated[int | None, _option("--layer-start", help="The first layer.", hidden=True)]
+LayerEnd = Annotated[int | None, _option("--layer-end", help="The layer behind the last one.", hidden=True)]
+ModelHash = Annotated[str | None, _option("--model-hash", help="The SHA-256 that the model must have.")]
+Dtype = Annotated[str | None, _option("--dtype", help="auto, fp32, bf16 or fp16.")]
+Quant = Annotated[str | None, _option("--quant", help="none, int8 or int4.")]
+BackEnd = Annotated[str | None, _option("--back-end", help="auto, lean or hf.")]
+KvMax = Annotated[int | None, _option("--kv-max-mb", help="Memory for sessions' caches, MiB.")]
+SessionsMax = Annotated[int | None, _option("--sessions-max", help="Sessions at once.")]
+Next = Annotated[
+    str | None,
+    _option("--next", panel=_STAGES, help="The stage behind this one, as host:port; replicas with commas."),
+]
+TopologyFile = Annotated[
+    Path | None, _option("--topology", panel=_STAGES, help="A file that says who serves which layers.")
+]
+GrpcHost = Annotated[str | None, _option("--grpc-host", panel=_STAGES, help="The address to listen at for stages.")]
+GrpcPort = Annotated[
+    int | None,
+    _option("--grpc-port", panel=_STAGES, min=0, max=65_535, help="The port for stages; unset 50051."),
+]
+GrpcEndpoint = Annotated[
+    str | None, _option("--grpc-endpoint", panel=_STAGES, help="The address at which stages reach it, host:port.")
+]
+TlsCert = Annotated[Path | None, _option("--tls-cert", panel=_STAGES, help="The gRPC door's certificate, PEM.")]
+TlsKey = Annotated[Path | None, _option("--tls-key", panel=_STAGES, help="Its key, PEM.")]
+TlsCa = Annotated[
+    Path | None, _option("--tls-ca", panel=_STAGES, help="Whose certificates are asked for, PEM: mutual TLS.")
+]
+WireDtype = Annotated[str | None, _option("--wire-dtype", panel=_STAGES, help="same, bf16 or int8.")]
+Insecure = Annotated[
+    bool | None,
+    _option("--grpc-insecure", panel=_STAGES, help="Let other machines in without TLS and session passes."),
+]
+OracleUrl = Annotated[str | None, _option("--oracle-url", panel=_STAGES, help="A coordinator; it serves alone yet.")]
+
+
+def serving(settings: "WorkerSettings") -> "WorkerSettings":
+    """Return the settings as they are meant: a model that no kind of job is there for is served."""
+    from gpu_worker.config import listed
+
+    if settings.served_model is None and settings.default_model and not listed(settings.kinds):
+        return settings.model_copy(update={"model": settings.default_model})
+    return settings
+
+
+class Bar:
+    """A progress bar while weights are loaded, on a terminal; elsewhere a line of the log for each quarter."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
+        self._quarter = -1
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` tensors are there; it is gone once they all are."""
+        if err.is_terminal:
+            self._draw(what, done, total)
+        elif total and (quarter := 4 * done // total) != self._quarter:
+            self._quarter = quarter
+            logging.getLogger("livery.gpu_worker").info("%s: %d %% of %d tensors", what, 25 * quarter, total)
+
+    def _draw(self, what: str, done: int, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"))
+            self._progress = Progress(*columns, TimeRemainingColumn(), console=err, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(what, total=total)
+        self._progress.update(self._task, description=what, completed=done, total=total)
+        if done >= total:
+            self.end()
+
+    def end(self) -> None:
+        """Take the bar away. Idempotent."""
+        self._quarter = -1
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def status_of(api_url: str | None, as_json: bool) -> dict[str, Any]:
+    """Return what the worker tells its owner, or, where it is not on this machine, what it tells with its secret."""
+    from cli import worker_owner
+
+    try:
+        status, _, found = worker_owner.fetched("GET", "/api/v1/status", api_url, as_json)
+        if status < 400:
+            return dict(found)
+        told = {}
+        for name, path in _FAR.items():
+            status, url, found = worker_owner.fetched("GET", path, api_url, as_json)
+            if status in (401, 403):
+                fail(
+                    f"the worker at {url} asks for its API_SECRET",
+                    "Set API_SECRET here to what it is there.",
+                    "unauthorized",
+                    as_json=as_json,
+                )
+            if status >= 400 or not isinstance(found, dict):
+                raise worker_owner.NoWorker(f"what answers at {url} serves no model: status {status} for {path}")
+            told[name] = found
+        return told
+    except worker_owner.NoWorker as error:
+        fail(str(error), "Start one: livery worker start", "unreachable", as_json=as_json)
+
+
+def far_page(found: dict[str, Any]) -> Any:
+    """Return what a worker tells that is not on this machine."""
+    health, done, here = found["health"], found["metrics"], found["pipeline"]["assignment"]
+    layers = f"{here['start']}:{here['end']} of {here['total']}" if here else "not known yet"
+    made = table(
+        ("", ""),
+        [
+            ("status", f"{health['status']} ({health['state']}) for {float(health['uptime']):.0f} s"),
+            ("model", health.get("model")),
+            ("mode", health["mode"]),
+            ("address", health.get("address") or "none"),
+            ("layers", layers + (", the whole model" if here and here["is_full"] else "")),
+            ("requests", done["total_requests"]),
+            ("tokens", done["total_tokens_processed"]),
+            ("latency", f"{done['avg_latency_ms']} ms a request"),
+            ("throughput", f"{done['tokens_per_second']} tokens/s"),
+        ],
+    )
+    made.show_header = False
+    return made
+
+
+def page(found: dict[str, Any]) -> "Group":
+    """Return what the worker says of its slice, `found` being its status, for a terminal."""
+    from rich.console import Group
+
+    each = found["slice"]
+    rows: list[tuple[str, object]] = [
+        ("model", f"{each['model']}{_kind_of(each)}"),
+        ("mode", "the whole model, alone" if each["mode"] == "single" else "a stage of a pipeline"),
+        ("layers", _layers(each)),
+        ("state", _state(each)),
+        ("stages reach it", each["endpoint"]),
+    ]
+    if each.get("isHead"):
+        rows.append(("clients", f"OPENAI_BASE_URL={found['url']}/v1"))
+    elif each.get("head"):
+        rows.append(("clients", f"ask its head: {each['head']}/v1"))
+    if each.get("cache"):
+        cache = each["cache"]
+        rows.append(("sessions", f"{cache['sessions']} open, {_cache(cache)}"))
+    rows.append(("served", f"{_count(each['requests'], 'request')}, {_count(each['tokens'], 'token')}"))
+    if each["requests"]:
+        rows.append(("latency", f"{each['avgLatencyMs']} ms a request, {each['tokensPerS']} tokens/s since it began"))
+    made = table(("", ""), rows)
+    made.show_header = False
+    parts: list[RenderableType] = [made]
+    if each.get("route"):
+        parts.append(route(each))
+    return Group(*parts)
+
+
+def route(each: dict[str, Any]) -> Any:
+    """Return the stages of the pipeline, a line each, replicas below each other."""
+
+    def row(hop: dict[str, Any]) -> tuple[Any, ...]:
+        # Only the head knows who is used and who waits.
+        rests = each["isHead"] and not hop["isUsed"]
+        about = "this one" if hop["endpoint"] == each["endpoint"] else "in reserve" if rests else ""
+        layers, style = f"{hop['start']}:{hop['end']}", "dim" if rests else ""
+        return words(layers, style or "bold"), words(hop["endpoint"], style), words(about, "dim")
+
+    rows = [row(hop) for hop in each["route"]]
+    return table(("layers", "stage", ""), rows)
+
+
+def watch(ask: Any, interval_s: float = 1.0) -> None:
+    """Show the worker until Ctrl-C, anew each second; `ask` returns its status."""
+    from rich.live import Live
+
+    before: tuple[float, int] | None = None
+    try:
+        with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
+            while True:
+                found, now_s = ask(), time.monotonic()
+                tokens = found["slice"]["tokens"] if found.get("slice") else 0
+                rate = None if before is None else (tokens - before[1]) / max(0.001, now_s - before[0])
+                before = now_s, tokens
+                live.update(view(found, rate), refresh=True)
+                time.sleep(interval_s)
+    except KeyboardInterrupt:
+        pass  # who watches leaves by it
+
+
+def view(found: dict[str, Any], tokens_per_s: float | None) -> Any:
+    """Return one picture of the terminal view: sessions, tokens a second, how full the cache is, the route."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    each = found.get("slice")
+    head = Text.assemble((found["name"], "bold"), "  ", (found["state"], _colour(found["state"])))
+    if each is None:
+        return Panel(words("it serves no layers"), title=head, title_align="left")
+    cache = each.get("cache") or {"sessions": 0, "positions": 0, "positionsMax": 0, "bytesMax": 0}
+    share = cache["positions"] / cache["positionsMax"] if cache["positionsMax"] else 0.0
+    made = Table.grid(padding=(0, 2))
+    made.add_row(words("model", "dim"), words(f"{each['model']}{_kind_of(each)}"))
+    made.add_row(words("layers", "dim"), words(f"{_layers(each)}, {_state(each)}"))
+    made.add_row(words("sessions", "dim"), words(str(cache["sessions"]), "bold"))
+    shown = "-" if tokens_per_s is None else f"{tokens_per_s:.1f}"
+    made.add_row(words("tokens/s", "dim"), words(shown, "bold green" if tokens_per_s else "bold"))
+    made.add_row(words("served", "dim"), words(f"{each['requests']} requests, {each['tokens']} tokens"))
+    bar = Table.grid(padding=(0, 1))
+    style = "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
+    bar.add_row(ProgressBar(total=1.0, completed=share, width=30, complete_style=style), words(_cache(cache)))
+    made.add_row(words("cache", "dim"), bar)
+    parts: list[Any] = [made]
+    if each.get("route"):
+        parts += [Text(), route(each)]
+    parts += [words(f"! {note}", "yellow") for note in found["notes"]]
+    return Panel(Group(*parts), title=head, title_align="left", subtitle="Ctrl-C leaves", subtitle_align="right")
+
+
+def size(count: float) -> str:
+    """Return bytes as people read them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def _kind_of(each: dict[str, Any]) -> str:
+    return f" ({each['family']}, {each['dtype']}, {each['backEnd']} on {each['device']})" if each.get("family") else ""
+
+
+def _layers(each: dict[str, Any]) -> str:
+    layers = each.get("layers")
+    return "not known yet" if layers is None else f"{layers['start']}:{layers['end']} of {layers['total']}"
+
+
+def _state(each: dict[str, Any]) -> str:
+    progress = each.get("progress")
+    if each["state"] != "ready" and progress and progress["total"]:
+        return f"{each['state']}, {100 * progress['done'] // progress['total']} %"
+    return str(each["state"])
+
+
+def _cache(cache: dict[str, Any]) -> str:
+    return f"{cache['positions']} of {cache['positionsMax']} positions reserved ({size(cache['bytesMax'])})"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _colour(state: str) -> str:
+    return {"online": "green", "draining": "yellow", "gone": "red"}.get(state, "cyan")

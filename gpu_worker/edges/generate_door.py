@@ -1,0 +1,165 @@
+"""
+The worker's own inference API: generate and its figures under `/api/v1`, whether it is ready, and Prometheus' text.
+
+Names, limits and statuses are those of the Plumise agent's HTTP API; errors are problem documents as everywhere else.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from gpu_worker.core.inference.asking import generate_sampling
+from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.edges.bearer import bearer_fault, page_fault
+from gpu_worker.edges.metrics import metrics_text
+from gpu_worker.edges.openai_errors import failed
+from gpu_worker.inference.generation import Ask, Generation, begin
+from gpu_worker.inference.prompts import encoded
+from gpu_worker.inference.report import metrics_reply, pipeline_status
+from gpu_worker.inference.service import NotHead, Service
+from inbound.events import EventStream, while_connected
+from inbound.web import ExactRoute, ProblemReply
+from wire.generate import PROMPT_PATH, GenerateReply, GenerateRequest
+from wire.problems import PROBLEMS, problem_document
+
+RETRY_AFTER_S = 1
+PROMETHEUS_KIND = "text/plain; version=0.0.4; charset=utf-8"
+_DONE = b"data: [DONE]\n\n"
+_SAID = "the server failed; its log says why"
+
+
+class _Route(ExactRoute):
+    """A route behind the bearer secret, before a body is read; its refusals are the same in any application."""
+
+    def get_route_handler(self) -> Any:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            fault = bearer_fault(request.scope["headers"], _service(request).secret)
+            if fault == "missing":
+                problem = problem_document("unauthorized", "no bearer secret was sent")
+                return ProblemReply(problem, {"www-authenticate": "Bearer"})
+            if fault == "wrong":
+                return ProblemReply(problem_document("forbidden", "the bearer secret is another one"))
+            if (foreign := page_fault(request.scope, _service(request).secret)) is not None:
+                return ProblemReply(problem_document(*foreign))
+            try:
+                return await handle(request)
+            except InferenceError as error:
+                return _refusal(request, error)
+
+        return handler
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.inference
+    return service
+
+
+TheService = Annotated[Service, Depends(_service)]
+# The application's own document is about buyers, who know of none of these.
+closed = APIRouter(route_class=_Route, include_in_schema=False)
+free = APIRouter(include_in_schema=False)
+
+
+@closed.post(PROMPT_PATH)
+async def generate(request: Request, service: TheService, body: GenerateRequest) -> Response:
+    """Continue a text; with `stream` as Server-Sent Events, a token's text each, then `[DONE]`."""
+    began_s = service.monotonic()
+    generator, text = service.speaker()
+    asked = body.parameters
+
+    async def start() -> Generation:
+        prompt = await encoded(text, body.inputs, generator.info.context)
+        sampling = generate_sampling(asked, text.eos, service.new_seed())
+        limit = asked.max_new_tokens
+        is_chosen = "max_new_tokens" in asked.model_fields_set
+        return await begin(
+            service,
+            Ask(
+                prompt=prompt,
+                tokens_max=limit if is_chosen else None,
+                sampling=sampling,
+                stops=asked.stop,
+                tokens_usual=limit,
+            ),
+        )
+
+    generation = await while_connected(request.receive, start())
+    if body.stream:
+        return EventStream(_events(request, generation), closing=generation.close)
+    try:
+        words = await while_connected(request.receive, _gathered(generation))
+    finally:
+        await generation.close()
+    reply = GenerateReply(
+        generated_text=words,
+        num_tokens=generation.tokens,
+        latency_ms=round((service.monotonic() - began_s) * 1_000, 3),
+    )
+    return _json(reply.model_dump())
+
+
+@closed.get("/api/v1/pipeline/status")
+async def status(service: TheService) -> Response:
+    """Which layers this worker has, and who has the others."""
+    return _json((await pipeline_status(service)).model_dump(by_alias=True))
+
+
+@closed.get("/api/v1/metrics")
+async def metrics(service: TheService) -> Response:
+    """What was done since the start."""
+    return _json(metrics_reply(service).model_dump())
+
+
+@closed.get("/metrics")
+async def prometheus(service: TheService) -> Response:
+    """The same and more, for Prometheus."""
+    return Response(metrics_text(service), media_type=PROMETHEUS_KIND)
+
+
+@free.get("/readyz")
+async def ready(request: Request) -> Response:
+    """Whether requests are served now: 200, else 503."""
+    service = _service(request)
+    states = {True: "ready", False: "draining" if service.is_draining else "loading"}
+    headers = {} if service.is_ready else {"retry-after": str(RETRY_AFTER_S)}
+    return _json({"status": states[service.is_ready]}, 200 if service.is_ready else 503, headers)
+
+
+async def _gathered(generation: Generation) -> str:
+    return "".join([piece.text async for piece in generation.pieces()])
+
+
+async def _events(request: Request, generation: Generation) -> AsyncIterator[bytes]:
+    """Yield the text as events; one that breaks off ends with an error, and without [DONE]."""
+    try:
+        async for piece in generation.pieces():
+            if piece.text:
+                yield _event({"token": piece.text})
+        yield _DONE
+    except InferenceError as error:
+        yield _event({"error": str(error), "code": error.code})
+    except Exception as error:
+        failed(request.url.path, error)
+        yield _event({"error": _SAID, "code": "internal"})
+
+
+def _event(body: dict[str, str]) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+def _refusal(request: Request, error: InferenceError) -> Response:
+    code = error.code if error.code in PROBLEMS else "internal"
+    retry = RETRY_AFTER_S if PROBLEMS[code].status == 503 else None
+    headers = {}
+    if isinstance(error, NotHead) and error.url:
+        headers["location"] = error.url.rstrip("/") + request.url.path
+    return ProblemReply(problem_document(code, str(error), retry), headers)
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, "application/json")
