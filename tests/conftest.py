@@ -14,6 +14,8 @@ _FIXTURES = (
     "tests.fixtures.llm",
     "tests.fixtures.mongod",
     "tests.fixtures.tiny",
+    "tests.fixtures.tiny_families",
+    "tests.fixtures.tiny_words",
     "tests.fixtures.world",
 )
 

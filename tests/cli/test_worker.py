@@ -22,10 +22,6 @@ pytestmark = pytest.mark.slow
 KEY = dev_account(8).key
 TOKEN = "hf_thisIsAToken"
 SECRET = "the-secret-of-the-buyers"
-LAYERS = (
-    *("--layer-start", "0", "--layer-end", "4", "--grpc-port", "50051"),
-    *("--grpc-endpoint", "http://127.0.0.1:50051", "--oracle-url", "http://127.0.0.1:1"),
-)
 
 
 def _environment(home: Path, **more: str) -> dict[str, str]:
@@ -92,8 +88,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A worker that sells nothing yet: it has no key and no kind. It is told of layers, which it does not serve."""
-    with Worker(tmp_path_factory.mktemp("owner"), *LAYERS) as running:
+    """A worker that sells nothing yet: it has no key and no kind."""
+    with Worker(tmp_path_factory.mktemp("owner")) as running:
         running.wait_for("worker is online")
         yield running
         assert running.stop() == 0
@@ -220,12 +216,6 @@ def test_the_first_start_says_how_a_buyer_registers_it_and_what_is_missing(worke
     assert [path.stat().st_mode & 0o777 for path in (folder, folder / "secret")] == [0o700, 0o600]
 
 
-def test_options_of_layer_slices_are_taken_and_answered_in_one_line(worker: Worker) -> None:
-    told = [event for event in worker.events if "layer slices" in str(event["event"])]
-    assert [event["level"] for event in told] == ["warning"]
-    assert "LAYER, GRPC and ORACLE settings are read and not used" in str(told[0]["event"])
-
-
 def test_the_owner_sees_the_worker_and_how_buyers_reach_it(owner: Livery, worker: Worker) -> None:
     shown = owner("worker", "status")
     assert shown.code == 0, shown.err
@@ -288,7 +278,11 @@ def test_two_workers_of_one_folder_are_one_too_many(owner: Livery, worker: Worke
         (("--env-file", "/no/such/file"), "there is no file /no/such/file"),
         (("--layer-start", "3"), "LAYER_START and LAYER_END come together"),
         (("--layer-end", "3"), "LAYER_START and LAYER_END come together"),
-        (("--grpc-port", "0"), "grpc_port: "),
+        (("--layers", "first"), "write layers as 0:12, 12 not included"),
+        (("--layers", "0:4"), "layers of which model?"),
+        (("--topology", "/no/such/file"), "the topology /no/such/file cannot be read"),
+        (("--next", "127.0.0.1:1", "--topology", "who.toml"), "NEXT and TOPOLOGY are two ways"),
+        (("--tls-cert", "cert.pem"), "GRPC_TLS_CERT and GRPC_TLS_KEY come together"),
         (("--node-endpoint", "https://gpu.example", "--price", "free"), "price_per_hour: "),
     ],
 )

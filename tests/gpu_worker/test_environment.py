@@ -22,7 +22,9 @@ from gpu_worker.config import WorkerSettings, listed, program_environment
         ("ORACLE_API_URL", "http://oracle", "oracle_url", "http://oracle"),
         ("NODE_ENDPOINT", "http://node", "public_url", "http://node"),
         ("GRPC_ENDPOINT", "node:50051", "grpc_endpoint", "node:50051"),
-        ("GRPC_PORT", "50051", "grpc_port", 50051),
+        ("GRPC_PORT", "50052", "grpc_port", 50052),
+        ("GRPC_HOST", "::1", "grpc_host", "::1"),
+        ("MODEL_HASH", "ab" * 32, "model_hash", "ab" * 32),
     ],
 )
 def test_names_that_others_use_are_read(monkeypatch: pytest.MonkeyPatch, alias, value, field, read) -> None:
@@ -44,6 +46,21 @@ def test_what_is_typed_wins_over_ours_over_others_over_the_file(
     assert WorkerSettings().name == "from-the-file"
 
 
+def test_layers_are_served_where_something_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert WorkerSettings.model_validate({"default_model": "tiny"}).served_model is None
+    assert WorkerSettings.model_validate({"model": "tiny"}).served_model == "tiny"
+    for asked in ({"layers": "0:2"}, {"next": "a:1"}, {"topology": "who.toml"}, {"layer_start": 0, "layer_end": 2}):
+        assert WorkerSettings.model_validate({"default_model": "tiny", **asked}).served_model == "tiny"
+    monkeypatch.setenv("MODEL_NAME", "tiny")
+    monkeypatch.setenv("ORACLE_API_URL", "http://127.0.0.1:1")
+    assert WorkerSettings().served_model == "tiny"
+    monkeypatch.setenv("LAYER_START", "1")
+    monkeypatch.setenv("LAYER_END", "3")
+    assert WorkerSettings().layers_text == "1:3"
+    monkeypatch.setenv("LIVERY_WORKER_LAYERS", "2:4")
+    assert WorkerSettings().layers_text == "2:4"
+
+
 def test_nothing_is_sold_until_its_owner_says_so() -> None:
     assert listed(WorkerSettings().kinds) == ()
     assert WorkerSettings.model_validate({"kinds": "fine_tune, evaluate"}).is_sold("evaluate")
@@ -57,6 +74,10 @@ def test_nothing_is_sold_until_its_owner_says_so() -> None:
         ("hours", "25:00-26:00", "hours"),
         ("yield_on", "rain", "rain"),
         ("layer_start", 3, "LAYER_START and LAYER_END come together"),
+        ("layers", "0-4", "layers"),
+        ("model_hash", "abc", "model_hash"),
+        ("grpc_tls_key", "key.pem", "GRPC_TLS_CERT and GRPC_TLS_KEY come together"),
+        ("grpc_port", 70_000, "less than or equal to 65535"),
         ("jobs_max", 0, "greater than or equal to 1"),
         ("price_per_hour", 0, "greater than 0"),
         ("chain_id", 1, "there is no chain 1 here"),
@@ -69,7 +90,13 @@ def test_what_cannot_be_is_told(field: str, value: object, said: str) -> None:
 
 def test_a_secret_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     key = "0x" + "ab" * 32
-    for name in ("PLUMISE_PRIVATE_KEY", "HF_TOKEN", "LIVERY_WORKER_SECRET", "LIVERY_WORKER_KEYSTORE_PASSWORD"):
+    for name in (
+        "PLUMISE_PRIVATE_KEY",
+        "HF_TOKEN",
+        "LIVERY_WORKER_SECRET",
+        "LIVERY_WORKER_KEYSTORE_PASSWORD",
+        "API_SECRET",
+    ):
         monkeypatch.setenv(name, key)
     settings = WorkerSettings()
 

@@ -93,7 +93,8 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 def test_nothing_is_left_unfinished() -> None:
-    assert _lines_with(UNFINISHED, (*source_files(), *_tests())) == []
+    written = (path for path in source_files() if "_pb2" not in path.name)
+    assert _lines_with(UNFINISHED, (*written, *_tests())) == []
 
 
 def test_tests_do_not_look_away() -> None:

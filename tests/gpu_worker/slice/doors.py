@@ -1,0 +1,204 @@
+"""gRPC doors over toy slices, for the tests of the transport: real servers on free ports, a model of hashes behind."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from gpu_worker.core.inference.batch import Batch, Hop, Route
+from gpu_worker.core.inference.sampling import Sampled, Sampling
+from gpu_worker.core.inference.seen import Seen
+from gpu_worker.core.inference.step import Done, Open, Run, Step, Tensor
+from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
+from gpu_worker.edges.links_grpc import GrpcLinks
+from gpu_worker.inference.forward import ForwardService
+from gpu_worker.inference.ports import Link
+from gpu_worker.inference.sessions import NoPasses
+from gpu_worker.inference.stage import StageService
+from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, ToyEngine
+
+GREEDY = Sampling(temperature=0.0)
+HEAD = Hop(endpoint="127.0.0.1:1", start=0, end=2)
+
+
+class Known:
+    """A registry of a list."""
+
+    def __init__(self) -> None:
+        self.hops: list[Hop] = []
+
+    async def stages(self) -> Sequence[Hop]:
+        return self.hops
+
+
+class ByteText:
+    """A tokenizer: a token is a letter of the alphabet, 0 the end."""
+
+    eos = (0,)
+    token_chars_max = 1
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(ord(letter) for letter in text)
+
+    def stream(self) -> "ByteText":
+        return self
+
+    def push(self, token: int) -> str:
+        return chr(97 + token % 26)
+
+    def end(self) -> str:
+        return ""
+
+
+class CountedEngine(ToyEngine):
+    """`entered` is released by every step that is asked for, also by those that must wait."""
+
+    def __init__(self, start: int, end: int) -> None:
+        super().__init__(start, end)
+        self.entered = asyncio.Semaphore(0)
+
+    async def step(self, step: Step) -> Done:
+        self.entered.release()
+        return await super().step(step)
+
+
+def no_speaker() -> Any:
+    raise AssertionError("only a head is asked for text")
+
+
+class Stage:
+    """A toy slice behind a door. `has_steps` False: an older one, with the four RPCs alone."""
+
+    def __init__(
+        self, start: int, end: int, *, known: Known | None = None, has_steps: bool = True, **more: Any
+    ) -> None:
+        self.engine = CountedEngine(start, end)
+        self.known = known or Known()
+        self.links, self.onward = GrpcLinks(more.get("tls")), GrpcOnward(more.get("tls"))
+        self.forward = ForwardService(engine=self.engine, registry=self.known, onward=self.onward, text=ByteText())
+        self.is_ready = True
+        self._has_steps, self._passes = has_steps, more.pop("passes", None) or NoPasses()
+        self._speaker = more.pop("speaker", no_speaker)
+        self._options = more
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.door.port}"
+
+    @property
+    def hop(self) -> Hop:
+        layers = self.engine.info.layers
+        return Hop(endpoint=self.endpoint, start=layers.start, end=layers.end)
+
+    def seen(self) -> Seen:
+        return Seen(
+            endpoint=self.endpoint,
+            layers=self.engine.info.layers,
+            model=MODEL,
+            model_hash=MODEL_HASH,
+            is_ready=self.is_ready,
+            next="127.0.0.1:2",
+            http_url="http://127.0.0.1:3",
+            dtype="float32",
+            hidden_size=self.engine.info.hidden_size,
+        )
+
+    async def start(self, port: int = 0) -> "Stage":
+        self.steps = StageService(
+            engine=self.engine, links=self.links, registry=self.known, endpoint="", passes=self._passes
+        )
+        rpcs = ForwardRpcs(lambda: self.engine.info, lambda: self.hop, self.forward, self._passes, self._speaker)
+        options = DoorOptions(port=port, **self._options)
+        self.door = GrpcDoor(options, self.seen, self.steps if self._has_steps else None, rpcs)
+        await self.door.start()
+        self.known.hops.append(self.hop)
+        return self
+
+    async def close(self) -> None:
+        await self.door.stop(0)
+        await self.steps.close()
+        await self.links.close()
+        await self.onward.close()
+
+
+@asynccontextmanager
+async def stages(*made: Stage) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for stage in made:
+            await stage.start()
+            stack.push_async_callback(stage.close)
+        yield
+
+
+class ToyHead:
+    """The first slice and the words of a head, with the link to the second and last stage; one `pipeline` of it."""
+
+    def __init__(self, link: Link, endpoint: str, pipeline: str = "p") -> None:
+        self.engine = ToyEngine(0, 2)
+        self.link, self.batches = link, link.batches()
+        self.route = Route(
+            pipeline=pipeline, epoch=1, hops=(HEAD, Hop(endpoint=endpoint, start=2, end=4)), index=1, answers=True
+        )
+        self._number = 0
+
+    async def open(self, session: str, prompt: Sequence[int], sampling: Sampling = GREEDY) -> None:
+        opened = Open(session=session, epoch=1, positions=100)
+        await self.engine.step(Step(opens=(opened,)))
+        await self.send(opens=(last_open(session, prompt, sampling),), route=self.route)
+        await self.until(lambda batch: session in batch.opened)
+
+    async def send(self, **what: Any) -> None:
+        self._number += 1
+        await self.link.send(Batch(pipeline=self.route.pipeline, epoch=1, number=self._number, **what))
+
+    async def rows(self, run: Run, tokens: Sequence[int]) -> Tensor:
+        done = await self.engine.step(Step(runs=(run,), rows=tuple(tokens)))
+        assert done.hidden is not None
+        return done.hidden
+
+    async def until(self, is_it) -> Batch:
+        """Return the next batch for which it is; what comes before is passed over."""
+        async for batch in self.batches:
+            if is_it(batch):
+                return batch
+        raise AssertionError("the link has ended")
+
+    async def token(self, session: str, position: int, tokens: Sequence[int]) -> Sampled:
+        """Return the token behind `tokens`, which begin at `position`."""
+        run = Run(session=session, epoch=1, position=position, count=len(tokens), samples=True)
+        await self.send(runs=(run,), hidden=await self.rows(run, tokens))
+        batch = await self.until(
+            lambda batch: any(each.session == session for each in (*batch.tokens, *batch.refusals))
+        )
+        assert not batch.refusals, batch.refusals
+        return batch.tokens[0]
+
+    async def generate(self, session: str, prompt: Sequence[int], count: int, sampling: Sampling = GREEDY) -> list[int]:
+        await self.open(session, prompt, sampling)
+        made = [(await self.token(session, 0, prompt)).token]
+        while len(made) < count:
+            made.append((await self.token(session, len(prompt) + len(made) - 1, made[-1:])).token)
+        return made
+
+
+def last_open(session: str, prompt: Sequence[int], sampling: Sampling) -> Open:
+    history = tuple(prompt) if sampling.needs_history else ()
+    return Open(session=session, epoch=1, positions=100, sampling=sampling, history=history, prompt_len=len(history))
+
+
+async def main(start: int, end: int, known: Sequence[str]) -> None:
+    """Serve a slice as a process until stdin ends; `known` are other stages, as `endpoint=start:end`."""
+    registry = Known()
+    for each in known:
+        endpoint, _, layers = each.partition("=")
+        first, _, last = layers.partition(":")
+        registry.hops.append(Hop(endpoint=endpoint, start=int(first), end=int(last)))
+    async with stages(stage := Stage(start, end, known=registry)):
+        print(f"{stage.endpoint}={start}:{end}", flush=True)
+        await asyncio.to_thread(sys.stdin.buffer.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,228 @@
+"""Links to other stages: one suite over the stream and over the older RPCs, against real servers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import grpc
+import pytest
+
+from gpu_worker.core.errors import Unavailable
+from gpu_worker.core.inference.layers import Layers
+from gpu_worker.core.inference.sampling import Sampling
+from gpu_worker.core.inference.step import Run, Step, Tensor
+from gpu_worker.core.inference.tensor import HIDDEN
+from gpu_worker.edges.grpc_channel import SERVICE
+from gpu_worker.edges.links_grpc import GrpcLinks, StepsLink
+from gpu_worker.edges.links_unary import UnaryLink
+from tests.fixtures.fault_proxy import proxy_to
+from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, whole
+from tests.gpu_worker.slice.doors import GREEDY, Stage, ToyHead, last_open, stages
+from wire.proto import inference_pb2 as pb
+
+PROMPT = (3, 1, 4, 1, 5)
+DETECTED_S = 10.0
+
+
+@dataclass
+class World:
+    stage: Stage
+    links: GrpcLinks
+
+    async def head(self, pipeline: str = "p") -> ToyHead:
+        return ToyHead(await self.links.connect(self.stage.endpoint), self.stage.endpoint, pipeline)
+
+
+@pytest.fixture(params=["steps", "four older RPCs"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    stage, links = Stage(2, 4, has_steps=request.param == "steps"), GrpcLinks()
+    async with stages(stage):
+        yield World(stage, links)
+        await links.close()
+
+
+async def test_the_link_is_of_the_kind_that_the_stage_has(world: World) -> None:
+    link = await world.links.connect(world.stage.endpoint)
+    seen = await world.links.describe(world.stage.endpoint, 1.0)
+    assert isinstance(link, StepsLink if seen.has_steps else UnaryLink)
+    assert link.endpoint == world.stage.endpoint
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, Sampling(temperature=0.7, seed=7), Sampling(temperature=0.7, seed=7, presence_penalty=0.5)],
+    ids=["greedy", "sampled", "with a penalty"],
+)
+async def test_the_tokens_are_those_of_the_unsplit_model(world: World, sampling: Sampling) -> None:
+    head = await world.head()
+    assert await head.generate("s", PROMPT, 6, sampling) == whole(PROMPT, 6, sampling=sampling)
+
+
+async def test_a_stage_describes_itself(world: World) -> None:
+    seen = await world.links.describe(world.stage.endpoint, 1.0)
+    assert seen.layers == Layers(2, 4, 4)
+    assert (seen.model, seen.model_hash, seen.is_ready) == (MODEL, MODEL_HASH, True)
+    assert (seen.next, seen.http_url) == ("127.0.0.1:2", "http://127.0.0.1:3")
+    assert (seen.hop.endpoint, seen.hop.start, seen.hop.end) == (world.stage.endpoint, 2, 4)
+    assert seen.wire_dtypes == HIDDEN
+
+
+async def test_sessions_of_one_batch_are_answered_each_for_itself(world: World) -> None:
+    head = await world.head()
+    prompts = {f"s{i}": tuple(range(i + 1, i + 4)) for i in range(5)}
+    runs, rows = [], []
+    for session, prompt in prompts.items():
+        await head.open(session, prompt)
+        run = Run(session=session, epoch=1, position=0, count=3, samples=True)
+        runs.append(run)
+        rows.append(bytes((await head.rows(run, prompt)).data))
+    await head.send(runs=tuple(runs), hidden=Tensor("float32", (3 * len(runs), 8), b"".join(rows)))
+    tokens = {}
+    while len(tokens) < len(prompts):
+        batch = await head.until(lambda batch: batch.tokens)
+        tokens |= {each.session: each.token for each in batch.tokens}
+    assert tokens == {session: whole(prompt, 1, sampling=GREEDY)[0] for session, prompt in prompts.items()}
+
+
+async def test_a_run_that_is_sent_again_gets_the_same_token(world: World) -> None:
+    head = await world.head()
+    await head.open("s", PROMPT)
+    first = await head.token("s", 0, PROMPT)
+    second = await head.token("s", len(PROMPT), [first.token])
+    assert await head.token("s", len(PROMPT), [first.token]) == second
+    assert second.token == whole(PROMPT, 2, sampling=GREEDY)[1]
+
+
+async def test_a_gap_is_refused_and_the_neighbour_goes_on(world: World) -> None:
+    head = await world.head()
+    await head.open("gap", PROMPT)
+    run = Run(session="gap", epoch=1, position=0, count=5)
+    hidden = await head.rows(run, PROMPT)
+    await head.send(runs=(Run(session="gap", epoch=1, position=50, count=5, samples=True),), hidden=hidden)
+    batch = await head.until(lambda batch: batch.refusals)
+    assert [(each.session, each.code) for each in batch.refusals] in (
+        [("gap", "position_gap")],
+        [("gap", "unknown_session")],
+    )
+    assert await head.generate("s", PROMPT, 3) == whole(PROMPT, 3, sampling=GREEDY)
+
+
+async def test_a_session_that_nobody_opened_is_unknown(world: World) -> None:
+    head = await world.head()
+    await head.open("s", PROMPT)
+    run = Run(session="s", epoch=1, position=0, count=5)
+    hidden = await head.rows(run, PROMPT)
+    await head.send(runs=(Run(session="nobody", epoch=1, position=0, count=5, samples=True),), hidden=hidden)
+    batch = await head.until(lambda batch: batch.refusals)
+    assert [(each.session, each.code) for each in batch.refusals] == [("nobody", "unknown_session")]
+
+
+async def test_a_closed_link_takes_nothing_and_ends(world: World) -> None:
+    head = await world.head()
+    await head.open("s", PROMPT)
+    await head.link.close()
+    await head.link.close()
+    assert [batch async for batch in head.batches] == []
+    with pytest.raises(Unavailable):
+        await head.send(closes=("s",))
+
+
+async def test_a_stage_that_goes_breaks_the_link(world: World) -> None:
+    head = await world.head()
+    await head.open("s", PROMPT)
+    run = Run(session="s", epoch=1, position=0, count=5, samples=True)
+    hidden = await head.rows(run, PROMPT)
+    await world.stage.close()
+    with pytest.raises(Unavailable) as broke:  # noqa: PT012 - either of the two may hear of it first
+        await head.send(runs=(run,), hidden=hidden)
+        await head.until(lambda batch: batch.tokens)
+    assert broke.value.code == "lost_stage"
+    with pytest.raises(Unavailable):
+        await head.send(runs=(run,), hidden=hidden)
+
+
+async def test_nobody_at_an_address_is_unavailable(world: World) -> None:
+    endpoint = world.stage.endpoint
+    await world.stage.close()
+    with pytest.raises(Unavailable):
+        await world.links.connect(endpoint)
+    with pytest.raises(Unavailable):
+        await world.links.describe(endpoint, 1.0)
+    await world.stage.start(int(endpoint.rpartition(":")[2]))
+    assert (await world.links.describe(endpoint, 1.0)).model == MODEL
+
+
+async def test_a_stage_that_stops_answering_is_noticed(world: World) -> None:
+    async with proxy_to(world.stage.endpoint) as proxy:
+        head = ToyHead(await world.links.connect(proxy.endpoint), world.stage.endpoint)
+        await head.open("s", PROMPT)
+        run = Run(session="s", epoch=1, position=0, count=5, samples=True)
+        hidden = await head.rows(run, PROMPT)
+        proxy.freeze()
+        began = time.monotonic()
+        with pytest.raises(Unavailable) as broke:  # noqa: PT012
+            await head.send(runs=(run,), hidden=hidden)
+            await head.until(lambda batch: batch.tokens)
+        assert broke.value.code == "lost_stage"
+        assert time.monotonic() - began < DETECTED_S
+        with pytest.raises(Unavailable):
+            await GrpcLinks(connect_s=0.3).connect(proxy.endpoint)
+
+
+async def test_a_stage_that_is_behind_holds_its_sender_back() -> None:
+    stage, links = Stage(2, 4), GrpcLinks()
+    async with stages(stage):
+        head = ToyHead(await links.connect(stage.endpoint), stage.endpoint)
+        await head.open("s", PROMPT)
+        stage.engine.may_step.clear()
+        run = Run(session="s", epoch=1, position=0, count=5, samples=True)
+        hidden = await head.rows(run, PROMPT)
+        # A megabyte of closes with each: what waits on the way is bounded, wherever it waits.
+        ballast = tuple(f"{i:0100}" for i in range(4000))
+        sent = 0
+
+        async def send_on() -> None:
+            nonlocal sent
+            while not stage.engine.may_step.is_set():
+                await head.send(runs=(run,), hidden=hidden, closes=ballast)
+                sent += 1
+
+        sending = asyncio.create_task(send_on())
+        done, _ = await asyncio.wait({sending}, timeout=1.0)
+        assert not done
+        assert 0 < sent < 100
+        stage.engine.may_step.set()
+        assert (await head.until(lambda batch: batch.tokens)).tokens[0].token == whole(PROMPT, 1, sampling=GREEDY)[0]
+        await sending
+        await links.close()
+
+
+async def test_a_stage_that_says_it_has_steps_and_has_none_is_served_by_the_others() -> None:
+    async def layer_info(_request, _context):
+        return pb.LayerInfoResponse(model_name="m", layer_end=1, total_layers=1, has_steps=True)
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(
+        layer_info, pb.Empty.FromString, pb.LayerInfoResponse.SerializeToString
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"GetLayerInfo": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    links = GrpcLinks()
+    assert isinstance(await links.connect(f"127.0.0.1:{port}"), UnaryLink)
+    await links.close()
+    await server.stop(0)
+
+
+async def test_an_older_stage_behind_a_stage_that_does_not_know_the_sampling_is_refused() -> None:
+    stage, links = Stage(2, 4, has_steps=False), GrpcLinks()
+    async with stages(stage):
+        head = ToyHead(await links.connect(stage.endpoint), stage.endpoint)
+        opened = last_open("s", PROMPT, GREEDY)
+        await head.engine.step(Step(opens=(opened,)))
+        await head.send(opens=(replace(opened, sampling=None),), route=head.route)
+        run = Run(session="s", epoch=1, position=0, count=5, samples=True)
+        await head.send(runs=(run,), hidden=await head.rows(run, PROMPT))
+        assert (await head.until(lambda batch: batch.refusals)).refusals[0].code == "no_route"
+        await links.close()

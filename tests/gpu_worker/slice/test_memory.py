@@ -1,0 +1,118 @@
+"""What a slice takes of the memory, its peak while it loads included: its share, and not the model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[3]
+MIB = 2**20
+# 8 layers of 25 MB each.
+MODEL = {
+    "vocab_size": 512,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+}
+# What the program takes for one forward pass, whatever the slice.
+BASE_BYTES = 40 * MIB
+
+# Every case is a child that has what was imported so far, and no more.
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+asked = []
+sys.addaudithook(lambda event, about: asked.append(event) if event.startswith("socket.") else None)
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from gpu_worker.core.inference.layers import Layers
+from gpu_worker.core.inference.step import Run
+from gpu_worker.engine.slice.hf import HfStage
+from gpu_worker.engine.slice.loading import load_slice, look_at
+
+def status(word):
+    line = next(line for line in open("/proc/self/status") if line.startswith(word))
+    return int(line.split()[1]) * 1024
+
+def unsplit(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    return sum(each.nbytes for each in model.parameters())
+
+def part(folder, start, end, dtype):
+    loaded = load_slice(look_at(folder), Layers(start, end, 8), dtype=dtype)
+    stage = HfStage(loaded, cache_bytes_max=2**20)
+    stage.open("a", 8)
+    ids = torch.zeros(4, dtype=torch.int64)
+    rows = ids if start == 0 else torch.zeros(4, 768, dtype=next(loaded.model.parameters()).dtype)
+    stage.forward(rows, [Run(session="a", epoch=0, position=0, count=4, samples=True)])
+    return loaded.bytes
+
+folder, found = Path(sys.argv[1]), {}
+for case in ("unsplit", "0:8 auto", "0:4 auto", "4:8 auto", "2:4 auto", "0:4 bf16"):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        before = status("VmRSS")
+        span, _, dtype = case.partition(" ")
+        size = unsplit(folder) if span == "unsplit" else part(folder, *map(int, span.split(":")), dtype)
+        os.write(write, json.dumps([size, status("VmHWM") - before, asked]).encode())
+        os._exit(0)
+    os.close(write)
+    found[case] = json.loads(os.read(read, 1000))
+    os.wait()
+print(json.dumps(found))
+"""
+
+
+def _make_model(folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**MODEL)
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: each.shape for name, each in LlamaForCausalLM(config).named_parameters()}
+    tensors = {name: torch.full(shape, 0.01) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return for every case the bytes of its weights, its peak above what the program took before, and its calls."""
+    folder = tmp_path_factory.mktemp("large")
+    _make_model(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "nothing")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.row(43)
+def test_a_slice_takes_its_share_of_the_memory(found: dict[str, Any]) -> None:
+    whole, whole_peak, _ = found["unsplit"]
+    assert whole > 190 * MIB
+    for half in ("0:4 auto", "4:8 auto"):
+        assert found[half][1] < 0.6 * whole_peak
+    for case in ("0:8 auto", "0:4 auto", "4:8 auto", "2:4 auto"):
+        size, peak, _ = found[case]
+        assert size < peak < 1.1 * size + BASE_BYTES
+    # In another dtype the pages of the file are seen once as well.
+    size, peak, _ = found["0:4 bf16"]
+    assert peak < 1.1 * (size + 2 * size) + BASE_BYTES
+
+
+def test_loading_asks_no_network(found: dict[str, Any]) -> None:
+    assert [asked for case, (_, _, asked) in found.items() if case != "unsplit"] == [[]] * 5

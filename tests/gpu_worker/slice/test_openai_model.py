@@ -1,0 +1,90 @@
+"""OpenAI's own client against a real model on its engine thread: what is asked of the sampler is what comes out."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+from gpu_worker.core.inference.batch import Hop
+from gpu_worker.core.inference.layers import Layers
+from gpu_worker.edges.engine_thread import start_engine
+from gpu_worker.engine.slice.slice_engine import EngineOptions, open_engine
+from gpu_worker.engine.slice.text import open_text
+from gpu_worker.inference.head import Head
+from gpu_worker.inference.service import Service
+from tests.fixtures.talker import HELLO, client_of, served
+from tests.fixtures.tiny import Tiny
+from tests.fixtures.toy_links import ToyNet, ToyRegistry
+
+MODEL = "tiny-llm"
+OPTIONS = EngineOptions(cache_bytes_max=64 << 20, threads=1, dtype="fp32", back_end="hf", model=MODEL)
+HERE = "127.0.0.1:1"
+
+
+@asynccontextmanager
+async def model_client(tiny: Tiny) -> AsyncIterator[openai.AsyncOpenAI]:
+    """Serve the tiny model whole; a client that waits until it can be asked."""
+    engine = await start_engine(lambda: open_engine(tiny.model, Layers(0, 2, 2), OPTIONS))
+    registry = ToyRegistry([Hop(endpoint=HERE, start=0, end=2)])
+    head = Head(engine=engine, links=ToyNet().links_of(HERE), registry=registry, endpoint=HERE)
+    leading = asyncio.create_task(head.serve())
+    service = Service(model=MODEL, generator=head, text=open_text(tiny.model), cache=lambda: engine.cache)
+    try:
+        async with served(service) as url, client_of(f"{url}/v1", retries=10) as client:
+            yield client
+    finally:
+        await head.close()
+        await leading
+        await engine.close()
+
+
+async def text_of(client: openai.AsyncOpenAI, **asked: Any) -> str:
+    answer = await client.chat.completions.create(**{"model": MODEL, "messages": HELLO, "max_tokens": 12, **asked})
+    return answer.choices[0].message.content or ""
+
+
+class Verdict(BaseModel):
+    is_good: bool
+
+
+async def test_the_official_client_gets_what_it_asks_of_a_model(tiny: Tiny) -> None:
+    async with model_client(tiny) as client:
+        greedy = await text_of(client, temperature=0)
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=HELLO, max_tokens=12, temperature=0, stream=True
+        )
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == greedy != ""
+        seeded = [await text_of(client, seed=seed) for seed in (7, 7, 8)]
+        assert seeded[0] == seeded[1] != seeded[2]
+        told = await client.chat.completions.create(
+            model=MODEL, messages=HELLO, max_tokens=4, temperature=0, logprobs=True, top_logprobs=5
+        )
+        assert told.choices[0].logprobs is not None
+        for token in told.choices[0].logprobs.content or ():
+            assert (token.token, token.logprob) == (token.top_logprobs[0].token, token.top_logprobs[0].logprob)
+            assert 0 > token.logprob == max(each.logprob for each in token.top_logprobs)
+        prompts = [[{"role": "user", "content": "x" * (7 * count)}] for count in range(6)]
+        alone = [await text_of(client, messages=each, temperature=0) for each in prompts]
+        together = await asyncio.gather(*(text_of(client, messages=each, temperature=0) for each in prompts))
+        assert together == alone
+
+
+async def test_an_answer_matches_the_schema_that_was_sent(tiny: Tiny) -> None:
+    async with model_client(tiny) as client:
+        parsed = await client.chat.completions.parse(
+            model=MODEL, messages=HELLO, max_tokens=100, seed=1, response_format=Verdict
+        )
+        assert isinstance(parsed.choices[0].message.parsed, Verdict)
+        assert parsed.choices[0].finish_reason == "stop"
+        free = await text_of(client, response_format={"type": "json_object"}, max_tokens=100, seed=1)
+        assert free.lstrip().startswith("{")
+        schema = {"name": "x", "schema": {"type": "nonsense"}}
+        with pytest.raises(openai.BadRequestError) as refused:
+            await text_of(client, response_format={"type": "json_schema", "json_schema": schema})
+        assert refused.value.code == "invalid_argument"
+        assert json.loads(parsed.choices[0].message.content or "") == parsed.choices[0].message.parsed.model_dump()
