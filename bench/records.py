@@ -18,24 +18,25 @@ def add_arguments(reader: argparse.ArgumentParser) -> None:
     reader.add_argument("--record", action="store_true", help="append the figures to docs/reliability")
 
 
-def record(name: str, document: dict[str, Any]) -> None:
-    """Append `document`, with the day, the commit and the command, to the file of `name`."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
+def record(name: str, document: dict[str, Any], folder: Path = FOLDER) -> None:
+    """Append `document`, with the day, the commit and the command, to the file of `name` in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = sys.argv[1:]
+    called = ["livery"] if words[:1] == ["bench"] else ["python -m", f"bench.{name}"]
     line = {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit_of(FOLDER.parent.parent),
-        "command": command,
+        "commit": commit_of(folder.parent.parent),
+        "command": " ".join([*called, *words]),
         **document,
     }
-    with (FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+    with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def commit_of(checkout: Path) -> str:
     """Return the commit that is checked out, with `+dirty` where anything but figures is otherwise than in it."""
     commit = _git(checkout, "rev-parse", "--short", "HEAD").strip()
-    figures = (":(exclude)docs/reliability", ":(exclude)docs/reliability.md")
+    figures = (":(exclude)docs/reliability", ":(exclude)docs/reliability.md", ":(exclude)docs/decode")
     changed = _git(checkout, "--no-optional-locks", "status", "--porcelain", "--", ".", *figures)
     return f"{commit}+dirty" if changed else commit
 

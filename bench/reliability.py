@@ -17,6 +17,7 @@ PAGE = FOLDER.with_suffix(".md")
 SUITES = {
     "kill_matrix": "Kills: SIGKILL from outside at a named point, and another process takes the work up",
     "worker_kills": "Workers: SIGKILL at random moments of real fine-tunes, of worker, job program or control plane",
+    "stage_kills": "Stages: SIGKILL or SIGSTOP of a pipeline's stage at a random token of three streams",
     "concurrency": "Crowds: operating-system processes at once on one store",
     "hostile": "Hostile facilitators and vendors, each with the end that is expected",
     "orphans": "Orphans: jobs that a vendor goes on with and nobody wants",
