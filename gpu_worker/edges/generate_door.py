@@ -125,9 +125,10 @@ async def prometheus(service: TheService) -> Response:
 async def ready(request: Request) -> Response:
     """Whether requests are served now: 200, else 503."""
     service = _service(request)
-    states = {True: "ready", False: "draining" if service.is_draining else "loading"}
-    headers = {} if service.is_ready else {"retry-after": str(RETRY_AFTER_S)}
-    return _json({"status": states[service.is_ready]}, 200 if service.is_ready else 503, headers)
+    if service.is_served:
+        return _json({"status": "ready"}, 200, {})
+    status = "draining" if service.is_draining else "no_route" if service.is_ready else "loading"
+    return _json({"status": status}, 503, {"retry-after": str(RETRY_AFTER_S)})
 
 
 async def _gathered(generation: Generation) -> str:

@@ -73,6 +73,12 @@ class Service:
         return loaded and not self.is_draining
 
     @property
+    def is_served(self) -> bool:
+        """Whether a request that comes now is answered: a head has, besides, a way through all layers."""
+        has_route = not self.is_head or (self.generator is not None and bool(self.generator.status().hops))
+        return self.is_ready and has_route
+
+    @property
     def mode(self) -> str:
         whole = self.layers is None or (self.layers.is_first and self.layers.is_last)
         return "single" if whole else "pipeline"

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.seen import Seen
+from gpu_worker.inference.ports import HeadStatus
 from tests.fixtures.talker import EOS, GREETING, MODEL, Talker, served, service_of
 
 PATH = "/api/v1/generate"
@@ -146,6 +148,19 @@ async def test_a_prompt_over_the_context_is_refused_before_anything_is_computed(
         reply = await client.post(PATH, json={"inputs": "x" * 99, "parameters": {"max_new_tokens": 2}})
     assert (reply.status_code, reply.json()["code"]) == (400, "context_length_exceeded")
     assert talker.requests == []
+
+
+class Lost(Talker):
+    """A head that has found no way through all layers."""
+
+    def status(self) -> HeadStatus:
+        return replace(super().status(), hops=())
+
+
+async def test_a_head_without_a_route_is_not_ready() -> None:
+    async with served(service_of(Lost())) as url, httpx.AsyncClient(base_url=url) as client:
+        waiting = await client.get("/readyz")
+    assert (waiting.status_code, waiting.json(), waiting.headers["retry-after"]) == (503, {"status": "no_route"}, "1")
 
 
 async def test_a_model_that_is_loading_is_503() -> None:
