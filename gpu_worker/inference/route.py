@@ -65,7 +65,7 @@ class Finder:
             stages = list(now)
         able = {self.own}
         while True:
-            avoid = self._cooling.avoided(self._clock()) | self._leaving.avoided(self._clock())
+            avoid = (*self._cooling.avoided(self._clock()), *self._leaving.avoided(self._clock()))
             strange = {hop.endpoint for hop in stages if self.is_strange(hop, like)}
             hops = best(stages, self.own, total, avoid=avoid, strange=strange, now=now)
             unasked = [hop for hop in hops or () if hop not in able]
