@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpu_worker import machine
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.errors import WorkerError
+from gpu_worker.wiring import machine
 from wire import decimal_json
 
 

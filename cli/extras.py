@@ -7,7 +7,7 @@ INSTALL = "pip install 'livery[worker]'"
 
 def missing_for_worker() -> tuple[str, ...]:
     """Return what of `[worker]` is not installed; imports none of it."""
-    from gpu_worker.machine import missing_packages
+    from gpu_worker.wiring.machine import missing_packages
 
     return missing_packages()
 

@@ -26,7 +26,7 @@ def worker_settings(as_json: bool, **typed: Any) -> "WorkerSettings":
 
 
 def probe(settings: "WorkerSettings", as_json: bool) -> "Machine":
-    from gpu_worker.machine import open_hardware
+    from gpu_worker.wiring.machine import open_hardware
 
     return run(open_hardware(settings).read(), as_json=as_json)
 
@@ -41,7 +41,7 @@ def hw(as_json: Json = False) -> None:
     """
     from gpu_worker.core.errors import OwnersFault
     from gpu_worker.core.hardware import hw_document
-    from gpu_worker.machine import device
+    from gpu_worker.wiring.machine import device
 
     settings = worker_settings(as_json)
     machine = probe(settings, as_json)

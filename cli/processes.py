@@ -70,7 +70,7 @@ def facilitator(server: socket.socket, rpc_url: str, private_key: str, network: 
 
 def worker(server: socket.socket, settings: "WorkerSettings") -> None:
     from gpu_worker.lifecycle import live
-    from gpu_worker.wiring import open_worker
+    from gpu_worker.wiring.worker import open_worker
 
     async def lived() -> None:
         await live(open_worker(settings, server=server), stopped_by_signals())

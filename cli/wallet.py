@@ -45,7 +45,7 @@ def new(
 def _new_for_worker(as_json: bool) -> None:
     from chain.errors import KeystoreError
     from cli.hw import worker_settings
-    from gpu_worker.wiring import create_wallet
+    from gpu_worker.wiring.worker import create_wallet
 
     settings = worker_settings(as_json)
     try:

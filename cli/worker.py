@@ -132,8 +132,8 @@ def _run(settings: "WorkerSettings", env_file: Path) -> None:
     from cli.extras import need_worker
     from gpu_worker.core.errors import WorkerError
     from gpu_worker.lifecycle import live
-    from gpu_worker.machine import loose_file
-    from gpu_worker.wiring import open_worker
+    from gpu_worker.wiring.machine import loose_file
+    from gpu_worker.wiring.worker import open_worker
     from inbound.serve import stopped_by_signals
     from wire.loopback import is_loopback
 

@@ -25,7 +25,7 @@ def models(as_json: Json = False) -> None:
     A model is a folder of its name in LIVERY_WORKER_MODELS, with config.json, tokenizer and safetensors.
     """
     from gpu_worker.core.errors import WorkerError
-    from gpu_worker.machine import open_models
+    from gpu_worker.wiring.machine import open_models
 
     settings = worker_settings(as_json)
     place = open_models(settings)
@@ -73,7 +73,7 @@ def forecast(
     from gpu_worker.core.forecast import forecast as forecast_of
     from gpu_worker.core.forecast import number_bytes_of
     from gpu_worker.core.owner import memory_bytes
-    from gpu_worker.machine import asset_of, device, limits_of, open_measure
+    from gpu_worker.wiring.machine import asset_of, device, limits_of, open_measure
     from wire.money import to_atomic
 
     settings = worker_settings(as_json)
@@ -125,7 +125,7 @@ def _gib(count: int) -> str:
 
 def _config_of(model: str, settings: "WorkerSettings", hub: bool, as_json: bool) -> dict[str, Any]:
     """Return the config.json of a model by name, folder or hub. Raises WorkerError; says where it cannot be had."""
-    from gpu_worker.machine import read_config
+    from gpu_worker.wiring.machine import read_config
 
     for place in (Path(model), settings.models_folder / model):
         path = place if place.name == "config.json" else place / "config.json"

@@ -41,7 +41,7 @@ def _asked(method: str, path: str, api_url: str | None, as_json: bool) -> dict[s
 def fetched(method: str, path: str, api_url: str | None, as_json: bool) -> tuple[int, str, Any]:
     """Return the status, the worker's address and what it answers. Raises NoWorker: none answers with JSON."""
     from cli.config import CliSettings
-    from gpu_worker.machine import running_at
+    from gpu_worker.wiring.machine import running_at
     from outbound.errors import OutboundError
     from outbound.http import HttpClient
     from wire import decimal_json
@@ -89,8 +89,8 @@ def why(
     from cli.extras import missing_for_worker
     from gpu_worker.core.idle import why_idle
     from gpu_worker.core.owner import disk_bytes
-    from gpu_worker.machine import limits_of, open_models
     from gpu_worker.why import facts_of
+    from gpu_worker.wiring.machine import limits_of, open_models
 
     settings = worker_settings(as_json)
     try:
@@ -121,11 +121,11 @@ def earnings(
     """
     from gpu_worker.core import earnings as core
     from gpu_worker.earnings import earned
-    from gpu_worker.wiring import open_book
+    from gpu_worker.wiring.worker import open_book
     from wire.money import to_decimal
 
     settings = worker_settings(as_json)
-    from gpu_worker.machine import asset_of
+    from gpu_worker.wiring.machine import asset_of
 
     asset = asset_of(settings)
     since_s = 0 if days is None else int(time.time() - days * DAY_S)

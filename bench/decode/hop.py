@@ -34,9 +34,9 @@ from gpu_worker.edges.engine_thread import start_engine
 from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.links_grpc import GrpcLinks
 from gpu_worker.edges.proto_codec import decode, encode
-from gpu_worker.inference.head import Head
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import TokenRequest
-from gpu_worker.inference.stage import StageService
+from gpu_worker.inference.stage.service import StageService
 
 WIDTH = 768
 ROUNDS, STEPS = 8, 250

@@ -16,10 +16,10 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.edges.bearer import bearer_fault, page_fault
 from gpu_worker.edges.metrics import metrics_text
 from gpu_worker.edges.openai_errors import failed
-from gpu_worker.inference.generation import Ask, Generation, begin
-from gpu_worker.inference.prompts import encoded
-from gpu_worker.inference.report import metrics_reply, pipeline_status
-from gpu_worker.inference.service import NotHead, Service
+from gpu_worker.inference.text.generation import Ask, Generation, begin
+from gpu_worker.inference.text.prompts import encoded
+from gpu_worker.inference.text.report import metrics_reply, pipeline_status
+from gpu_worker.inference.text.service import NotHead, Service
 from inbound.events import EventStream, while_connected
 from inbound.web import ExactRoute, ProblemReply
 from wire.generate import PROMPT_PATH, GenerateReply, GenerateRequest

@@ -21,10 +21,10 @@ from gpu_worker.edges.grpc_channel import LinkLost, abort, lost, open_channel, s
 from gpu_worker.edges.proto_codec import HISTORY_MAX, POSITIONS_MAX, count, few, name
 from gpu_worker.edges.proto_params import params_of, sampling_of
 from gpu_worker.edges.tls import Tls
-from gpu_worker.inference.forward import SESSIONS_MAX, Forward, Forwarded, Forwards, ending
 from gpu_worker.inference.ports import Generator, Text, TokenRequest, TokenStream
-from gpu_worker.inference.prompts import encoded
-from gpu_worker.inference.sessions import Passes
+from gpu_worker.inference.stage.forward import SESSIONS_MAX, Forward, Forwarded, Forwards, ending
+from gpu_worker.inference.stage.sessions import Passes
+from gpu_worker.inference.text.prompts import encoded
 from wire.proto import inference_pb2 as pb
 
 CALL_S = 60.0

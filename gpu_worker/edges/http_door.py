@@ -23,7 +23,7 @@ from wire.generate import PROMPT_BODY_BYTES_MAX, PROMPT_PATH
 from wire.problems import PROBLEMS, ProblemDocument, problem_document
 
 if TYPE_CHECKING:
-    from gpu_worker.inference.service import Service
+    from gpu_worker.inference.text.service import Service
 
 # What requests in flight have once the door closes.
 CLOSING_S = 3

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from gpu_worker.inference.figures import Histogram
-from gpu_worker.inference.service import Service
+from gpu_worker.inference.text.figures import Histogram
+from gpu_worker.inference.text.service import Service
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

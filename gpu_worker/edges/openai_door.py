@@ -21,9 +21,9 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.edges import openai_errors as errors
 from gpu_worker.edges.openai_gate import Gate
 from gpu_worker.edges.openai_shapes import ChatShape, CompletionShape, Shape
-from gpu_worker.inference.generation import Ask, Generation, begin
-from gpu_worker.inference.prompts import chat_prompt, decoded, text_prompt
-from gpu_worker.inference.service import Service
+from gpu_worker.inference.text.generation import Ask, Generation, begin
+from gpu_worker.inference.text.prompts import chat_prompt, decoded, text_prompt
+from gpu_worker.inference.text.service import Service
 from inbound.events import EventStream, while_connected
 from wire import openai_answers as answers
 from wire.generate import PROMPT_BODY_BYTES_MAX

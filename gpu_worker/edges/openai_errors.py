@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gpu_worker.core.inference.codes import CODES, InferenceError
-from gpu_worker.inference.service import NotHead
+from gpu_worker.inference.text.service import NotHead
 from wire import openai_answers as answers
 from wire.openai import Refused
 

@@ -15,7 +15,7 @@ from gpu_worker.config import WorkerSettings
 from gpu_worker.core.model import Job
 from gpu_worker.lifecycle import live
 from gpu_worker.ports import Worker
-from gpu_worker.wiring import open_worker
+from gpu_worker.wiring.worker import open_worker
 from outbound.http import HttpClient
 from storefront.model import TERMINAL
 from tests.contracts.vendor_place import Outside

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gpu_worker.core.inference.sampling import Sampling
-from gpu_worker.inference.head import Head
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import TokenRequest
 from tests.fixtures.stages import Slice, StageProcess, free_endpoint, head_of, tell
 from tests.fixtures.tiny_families import LAYERS, VOCABULARY, TinyFamilies

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from gpu_worker.core.inference.sampling import Sampling
-from gpu_worker.inference.head import Head
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, TokenRequest
 from tests.fixtures.fault_proxy import FaultProxy, Faults, proxy_to
 from tests.fixtures.stages import Slice, StageProcess, free_endpoint, head_of, tell, until

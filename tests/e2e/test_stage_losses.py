@@ -16,7 +16,7 @@ from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.tensor import HIDDEN
 from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.inference.head import Head
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, TokenRequest
 from tests.fixtures.stages import MODEL_HASH, Slice, StageProcess, free_endpoint, head_of, tell, until
 from tests.fixtures.tiny_families import LAYERS, TinyFamilies

@@ -17,7 +17,7 @@ import httpx
 
 from gpu_worker.config import WorkerSettings
 from gpu_worker.lifecycle import live
-from gpu_worker.wiring import open_worker
+from gpu_worker.wiring.worker import open_worker
 from inbound.logs import configure_logs
 from outbound.http import HttpClient
 from tests.gpu_worker.world import PACE, FixedHardware, FixedSpeed, scripted_programs

@@ -10,7 +10,7 @@ import pytest
 
 from gpu_worker.core.earnings import csv_text, per_hour, total
 from gpu_worker.earnings import earned
-from gpu_worker.wiring import open_book
+from gpu_worker.wiring.worker import open_book
 from tests.gpu_worker.world import Place
 from wire.money import BASE_SEPOLIA_USDC
 

@@ -12,7 +12,7 @@ import pytest
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.hardware import MIB, Machine, device_of, hw_document, stats_document, torch_problem
-from gpu_worker.machine import device, open_hardware
+from gpu_worker.wiring.machine import device, open_hardware
 from tests.fixtures.nvml_recorded import NoDriver, RecordedNvml, nvidia_smi
 
 

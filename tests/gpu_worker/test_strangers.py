@@ -13,7 +13,7 @@ from gpu_worker.config import WorkerSettings
 from gpu_worker.core.errors import BadInput, Unavailable
 from gpu_worker.core.model import Job
 from gpu_worker.edges.checkpoints_http import HttpCheckpoints
-from gpu_worker.wiring import open_worker
+from gpu_worker.wiring.worker import open_worker
 from outbound.http import HttpClient
 from tests.gpu_worker.core.test_pricing import HASH, job
 from tests.gpu_worker.world import until

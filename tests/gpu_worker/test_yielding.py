@@ -10,7 +10,7 @@ from pathlib import Path
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.hardware import Device, Machine
 from gpu_worker.core.owner import Limits, Yield
-from gpu_worker.machine import device, open_hardware
+from gpu_worker.wiring.machine import device, open_hardware
 from gpu_worker.yielding import watch
 from tests.fixtures.nvml_recorded import RecordedNvml
 

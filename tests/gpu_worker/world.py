@@ -24,7 +24,7 @@ from gpu_worker.core.model import Job
 from gpu_worker.edges.job_process import JobProcesses
 from gpu_worker.lifecycle import Report, live
 from gpu_worker.ports import Containers, JobPrograms, Pace, Worker
-from gpu_worker.wiring import open_worker
+from gpu_worker.wiring.worker import open_worker
 from outbound.http import HttpClient
 from storefront.model import TERMINAL
 from tests.fixtures import program

@@ -21,7 +21,7 @@ from gpu_worker.engine.slice import rope
 from gpu_worker.engine.slice.architecture import architecture
 from gpu_worker.engine.slice.attention import Plan, attend, plan
 from gpu_worker.engine.slice.kv import KvCache
-from gpu_worker.engine.slice.linear import Linear, Serving, serving
+from gpu_worker.engine.slice.linear import Linear, Packing, packing
 from gpu_worker.engine.slice.loading import SPARE_BYTES, ModelSeen, OnProgress, free_bytes_of, weights_of
 from gpu_worker.engine.slice.stage import Rows
 
@@ -73,7 +73,7 @@ class LeanStage:
         """
         self._about = about = architecture(seen.config)
         self._device = torch.device(device)
-        how = serving(seen.dtype if dtype == "auto" else dtype, quant, self._device)
+        how = packing(seen.dtype if dtype == "auto" else dtype, quant, self._device)
         self._flow = how.flow
         _check_fits(seen, layers, how, free_bytes_of(self._device) if free_bytes is None else free_bytes)
         self.kv = KvCache(
@@ -215,7 +215,7 @@ class LeanStage:
         if info.layers.is_first and not 0 <= int(x.min()) <= int(x.max()) < info.vocab_size:
             raise InferenceError("invalid_tensor", f"a token is none of the {info.vocab_size} that the model knows")
 
-    def _load_layer(self, seen: ModelSeen, index: int, how: Serving) -> _Layer:
+    def _load_layer(self, seen: ModelSeen, index: int, how: Packing) -> _Layer:
         about, at = self._about, f"model.layers.{index}."
         # Opened layer by layer: what is read of a file leaves memory with its layer.
         weights = weights_of(seen.folder, Layers(index, index + 1, seen.layers))
@@ -243,7 +243,7 @@ class LeanStage:
             is_turned=about.turns[index],
         )
 
-    def _load_ends(self, seen: ModelSeen, layers: Layers, how: Serving) -> None:
+    def _load_ends(self, seen: ModelSeen, layers: Layers, how: Packing) -> None:
         weights = weights_of(seen.folder, layers)
         embedding, head = "model.embed_tokens", "lm_head"
         if layers.is_first:
@@ -270,7 +270,7 @@ class LeanStage:
         return (weight + self._about.norm_offset).to(self._flow)
 
 
-def _check_fits(seen: ModelSeen, layers: Layers, how: Serving, free: int) -> None:
+def _check_fits(seen: ModelSeen, layers: Layers, how: Packing, free: int) -> None:
     """Raise OwnersFault: the slice, and the largest tensor of it twice more while it is packed, has more bytes."""
     names, numbers, largest = set(weights_of(seen.folder, layers)), 0, 0
     is_tied = bool(getattr(seen.config, "tie_word_embeddings", False))

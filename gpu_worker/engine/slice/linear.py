@@ -154,7 +154,7 @@ def _largest(x: Tensor) -> Tensor:
     return x.abs().amax(1, keepdim=True)
 
 
-class Serving(NamedTuple):
+class Packing(NamedTuple):
     """
     How a slice is served: its name, how weights and the head's are packed, and the dtype of what flows between layers.
     """
@@ -166,7 +166,7 @@ class Serving(NamedTuple):
     bytes_per_number: float
 
 
-def serving(dtype: str, quant: str, device: torch.device) -> Serving:
+def packing(dtype: str, quant: str, device: torch.device) -> Packing:
     """
     Return how `dtype` (fp32, fp16, bf16) and `quant` (none, int8, int4) are served on the device.
 
@@ -179,18 +179,18 @@ def serving(dtype: str, quant: str, device: torch.device) -> Serving:
     flow = torch.float32 if is_cpu else flows[dtype]
     int8 = x86_int8 if is_cpu and _has("fbgemm") else any_int8
     if quant == "int8":
-        return Serving("int8", int8, int8, flow, 1)
+        return Packing("int8", int8, int8, flow, 1)
     if quant == "int4":
         # What chooses the token is kept finer, as llama.cpp does.
-        return Serving("int4", avx_int4 if is_cpu and _is_x86() else any_int4, int8, flow, 0.625)
+        return Packing("int4", avx_int4 if is_cpu and _is_x86() else any_int4, int8, flow, 0.625)
     if not is_cpu:
-        return Serving(dtype, plain, plain, flow, flow.itemsize)
+        return Packing(dtype, plain, plain, flow, flow.itemsize)
     if dtype == "fp32":
         pack = mkl_f32 if torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear") else plain
-        return Serving("fp32", pack, pack, flow, 4)
+        return Packing("fp32", pack, pack, flow, 4)
     if not _has("fbgemm"):
         raise OwnersFault(f"this CPU build of torch has no product of {dtype} weights")
-    return Serving("fp16", fbgemm_f16, fbgemm_f16, flow, 2)
+    return Packing("fp16", fbgemm_f16, fbgemm_f16, flow, 2)
 
 
 def _has(engine: str) -> bool:

@@ -13,10 +13,10 @@ from gpu_worker.core.inference.step import Done, Open, Run, Step, Tensor
 from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
 from gpu_worker.edges.links_grpc import GrpcLinks
-from gpu_worker.inference.forward import ForwardService
 from gpu_worker.inference.ports import Link
-from gpu_worker.inference.sessions import NoPasses
-from gpu_worker.inference.stage import StageService
+from gpu_worker.inference.stage.forward import ForwardService
+from gpu_worker.inference.stage.service import StageService
+from gpu_worker.inference.stage.sessions import NoPasses
 from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, ToyEngine
 
 GREEDY = Sampling(temperature=0.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.inference.drain import drain_slices
+from gpu_worker.inference.stage.drain import drain_slices
 from tests.fixtures.blows import BLOWS, BORDERS, PENALISED, WISHES, Blow, Wish, disturbed
 from tests.fixtures.head_world import expected, hop, world
 from tests.fixtures.virtual_time import run

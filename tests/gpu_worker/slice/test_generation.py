@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.sampling import Sampled, Sampling
-from gpu_worker.inference.generation import Ask, Generation, Piece, begin
-from gpu_worker.inference.service import NotHead, Service
+from gpu_worker.inference.text.generation import Ask, Generation, Piece, begin
+from gpu_worker.inference.text.service import NotHead, Service
 from tests.fixtures.talker import EOS, Talker, service_of
 
 SAMPLING = Sampling(eos=(EOS,), logprobs=1)

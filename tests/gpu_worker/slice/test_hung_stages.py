@@ -9,7 +9,7 @@ import pytest
 
 from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.inference.drain import drain_slices
+from gpu_worker.inference.stage.drain import drain_slices
 from tests.fixtures.head_world import World, expected, hop, world
 from tests.fixtures.virtual_time import run
 

@@ -18,15 +18,15 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Done, Step
 from gpu_worker.core.inference.topology import hole_of
-from gpu_worker.inference.desk import HeadLimits
-from gpu_worker.inference.forward import Forward, Forwarded, ForwardService
-from gpu_worker.inference.head import Head
+from gpu_worker.inference.head.desk import HeadLimits
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import TokenRequest
-from gpu_worker.inference.service import NotHead, Service
-from gpu_worker.inference.serving import Serving
-from gpu_worker.inference.slice_parts import Parts
-from gpu_worker.inference.stage import StageService
-from gpu_worker.slice_place import Address, Assignment, found_model, must_be_closed, served
+from gpu_worker.inference.slice.parts import SliceParts
+from gpu_worker.inference.slice.serving import Serving
+from gpu_worker.inference.stage.forward import Forward, Forwarded, ForwardService
+from gpu_worker.inference.stage.service import StageService
+from gpu_worker.inference.text.service import NotHead, Service
+from gpu_worker.wiring.place import Address, Assignment, found_model, must_be_closed, served
 from tests.fixtures.toy_links import ToyLinks, ToyNet, ToyRegistry
 from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, ROW, ToyEngine, whole
 from tests.gpu_worker.world import until
@@ -93,7 +93,7 @@ class Place:
         """Let the registry say who has what."""
         self.registry.set([Hop(endpoint=name, start=at[0], end=at[1]) for name, at in self.layers.items()])
 
-    def _parts(self, name: str) -> Parts:
+    def _parts(self, name: str) -> SliceParts:
         links = SeenLinks(self.net, name)
 
         async def load(layers: Layers, tell: Callable[[str, int, int], None]) -> Any:
@@ -103,7 +103,7 @@ class Place:
             self.engines.setdefault(name, []).append(engine)
             return engine, object()
 
-        return Parts(
+        return SliceParts(
             model=MODEL,
             model_hash=MODEL_HASH,
             hidden_size=ROW,

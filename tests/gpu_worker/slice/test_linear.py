@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpu_worker.core.errors import OwnersFault
 from gpu_worker.engine.slice import linear
-from gpu_worker.engine.slice.linear import Pack, serving
+from gpu_worker.engine.slice.linear import Pack, packing
 
 # Some backends choose another order of their sums with another number of rows.
 EXACT: dict[str, Pack] = {
@@ -103,15 +103,15 @@ def test_a_weight_beyond_half_precision_is_refused_not_made_infinite() -> None:
     [("fp32", "none", "fp32"), ("bf16", "none", "fp16"), ("fp16", "none", "fp16"), ("bf16", "int8", "int8")],
 )
 def test_how_a_slice_is_served_on_a_cpu(dtype: str, quant: str, name: str) -> None:
-    how = serving(dtype, quant, torch.device("cpu"))
+    how = packing(dtype, quant, torch.device("cpu"))
     assert (how.name, how.flow) == (name, torch.float32)
 
 
 def test_what_is_not_known_is_refused_by_name() -> None:
     with pytest.raises(OwnersFault, match="fp8 with none is none of"):
-        serving("fp8", "none", torch.device("cpu"))
+        packing("fp8", "none", torch.device("cpu"))
     with pytest.raises(OwnersFault, match="fp32 with int3"):
-        serving("fp32", "int3", torch.device("cpu"))
+        packing("fp32", "int3", torch.device("cpu"))
 
 
 def test_a_packed_weight_keeps_one_copy() -> None:

@@ -10,7 +10,7 @@ from prometheus_client.samples import Sample
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import CacheUse
-from gpu_worker.inference.figures import Histogram
+from gpu_worker.inference.text.figures import Histogram
 from tests.fixtures.talker import MODEL, Talker, served, service_of
 
 VLLM = {

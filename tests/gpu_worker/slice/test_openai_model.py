@@ -15,8 +15,8 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.edges.engine_thread import start_engine
 from gpu_worker.engine.slice.slice_engine import EngineOptions, open_engine
 from gpu_worker.engine.slice.text import open_text
-from gpu_worker.inference.head import Head
-from gpu_worker.inference.service import Service
+from gpu_worker.inference.head.head import Head
+from gpu_worker.inference.text.service import Service
 from tests.fixtures.talker import HELLO, client_of, served
 from tests.fixtures.tiny import Tiny
 from tests.fixtures.toy_links import ToyNet, ToyRegistry

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.passes import TTL_S
-from gpu_worker.inference.stage import StageService
+from gpu_worker.inference.stage.service import StageService
 from tests.fixtures.head_world import World, expected, hop, world
 from tests.fixtures.toy_links import ToyRegistry
 from tests.fixtures.virtual_time import run

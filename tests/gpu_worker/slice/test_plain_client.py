@@ -13,8 +13,8 @@ from gpu_worker.core.inference.seen import Seen
 from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
 from gpu_worker.engine.slice.text import FolderText, tokenizer_in
-from gpu_worker.inference.forward import ForwardService
-from gpu_worker.inference.sessions import NoPasses
+from gpu_worker.inference.stage.forward import ForwardService
+from gpu_worker.inference.stage.sessions import NoPasses
 from tests.fixtures.stages import free_endpoint, head_of, tell
 from tests.fixtures.tiny_words import LAYERS
 from tests.gpu_worker.slice.doors import Known

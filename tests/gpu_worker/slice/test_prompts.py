@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.inference.prompts import chat_prompt, encoded, text_prompt
+from gpu_worker.inference.text.prompts import chat_prompt, encoded, text_prompt
 from tests.fixtures.talker import MODEL, ByteText
 from wire.openai import ChatRequest, CompletionRequest
 

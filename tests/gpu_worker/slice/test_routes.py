@@ -11,7 +11,7 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.routes import COOL_MAX_S, Cooling, best, fills
 from gpu_worker.core.inference.schedule import cost
-from gpu_worker.inference.shape import Shape
+from gpu_worker.inference.head.shape import Shape
 from tests.fixtures.head_world import World, expected, hop, world
 from tests.fixtures.virtual_time import run
 

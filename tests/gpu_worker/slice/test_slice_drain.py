@@ -6,7 +6,7 @@ import pytest
 
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Open
-from gpu_worker.inference.drain import drain_slices
+from gpu_worker.inference.stage.drain import drain_slices
 from tests.fixtures.toy_head import LIMIT_S, ToyHead, World
 from tests.fixtures.toy_pipeline import whole
 

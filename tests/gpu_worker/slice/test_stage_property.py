@@ -10,7 +10,7 @@ from gpu_worker.core.inference.batch import Batch, Route
 from gpu_worker.core.inference.ring import BLOCK_ROWS
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Open, Run, Step, Tensor
-from gpu_worker.inference.pipelines import StageLimits
+from gpu_worker.inference.stage.pipelines import StageLimits
 from tests.fixtures.toy_head import LIMIT_S, World
 from tests.fixtures.toy_pipeline import ROW, ToyEngine, whole
 

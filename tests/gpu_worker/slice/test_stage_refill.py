@@ -7,7 +7,7 @@ import pytest
 from gpu_worker.core.inference.batch import Refill
 from gpu_worker.core.inference.ring import FILL_ROWS
 from gpu_worker.core.inference.step import Run, Step
-from gpu_worker.inference.pipelines import StageLimits
+from gpu_worker.inference.stage.pipelines import StageLimits
 from tests.fixtures.toy_head import World
 from tests.fixtures.toy_pipeline import whole
 

@@ -11,8 +11,8 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.rows import NAME_MAX, PARTS_MAX
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Open, Run, Tensor
-from gpu_worker.inference.pipelines import Reply, StageLimits
-from gpu_worker.inference.stage import StageService
+from gpu_worker.inference.stage.pipelines import Reply, StageLimits
+from gpu_worker.inference.stage.service import StageService
 from tests.fixtures.toy_head import ToyHead, World, hops
 from tests.fixtures.toy_links import ToyRegistry
 from tests.fixtures.toy_pipeline import CONTEXT, ToyEngine, whole

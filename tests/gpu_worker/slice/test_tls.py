@@ -119,7 +119,7 @@ async def test_a_stage_that_chains_uses_its_certificate_too() -> None:
     known = Known()
     first, last = (Stage(*layers, known=known, tls=OURS.tls()) for layers in ((0, 2), (2, 4)))
     async with stages(first, last):
-        from gpu_worker.inference.forward import Forward
+        from gpu_worker.inference.stage.forward import Forward
 
         answer = await first.forward.forward(
             Forward(session="r", position=0, rows=PROMPT, sampling=GREEDY, next=last.endpoint)

@@ -12,14 +12,14 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.deadlines import StepTimes
 from gpu_worker.core.inference.ring import Ring
 from gpu_worker.core.inference.step import SliceInfo
-from gpu_worker.inference.desk import Desk, HeadLimits
-from gpu_worker.inference.head_parts import Parts
-from gpu_worker.inference.lanes import Pipeline
+from gpu_worker.inference.head.desk import Desk, HeadLimits
+from gpu_worker.inference.head.finder import Finder, Kind
+from gpu_worker.inference.head.lanes import Lanes
+from gpu_worker.inference.head.parts import HeadParts
+from gpu_worker.inference.head.recovery import Left, blame, farewell, left, resume
+from gpu_worker.inference.head.shape import Shape
+from gpu_worker.inference.head.watch import Break
 from gpu_worker.inference.ports import Engine, HeadStats, HeadStatus, Links, Registry, TokenRequest, TokenStream
-from gpu_worker.inference.recovery import Left, blame, farewell, left, resume
-from gpu_worker.inference.route import Finder, Kind
-from gpu_worker.inference.shape import Shape
-from gpu_worker.inference.watch import Break
 
 _LOG = logging.getLogger("livery.gpu_worker")
 _TEND_S = 0.1
@@ -58,12 +58,12 @@ class Head:
         self.finder = Finder(
             info=self._info, own=own, links=links, registry=registry, ask_s=self.limits.ask_s, clock=self._clock
         )
-        self._parts = Parts(
+        self._parts = HeadParts(
             name=name or f"{endpoint}/{secrets.token_hex(8)}", engine=engine, links=links, registry=registry,
             desk=self._desk, ring=Ring(self.limits.ring_bytes), times=StepTimes(), shape=Shape(self._info.cost_s),
             clock=self._clock, leaving=self._leaving, answered=self._answered,
         )  # fmt: skip
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Lanes | None = None
         self._epoch = 0
         self._next: tuple[Hop, ...] | None = None
         # How each layer was computed for the sessions that are open.
@@ -185,7 +185,7 @@ class Head:
             self._next = None
             self._left += left(last, self._epoch, hops, why, tuple(self._desk.open))
             self._epoch += 1
-            pipeline = self._pipeline = Pipeline(self._parts, hops, self._epoch)
+            pipeline = self._pipeline = Lanes(self._parts, hops, self._epoch)
             try:
                 self._compare(hops)
                 places = resume(self._desk, self._parts.ring, settled, hops)
@@ -281,7 +281,7 @@ class Head:
                 if self._left and (self._pipeline.is_proven or not self._desk.open):
                     self._say_farewell(self._pipeline)
 
-    def _say_farewell(self, pipeline: Pipeline) -> None:
+    def _say_farewell(self, pipeline: Lanes) -> None:
         for each in self._left:
             if each.hops[each.index] not in pipeline.hops:
                 task = asyncio.create_task(farewell(self._parts.links, self._parts.name, each))

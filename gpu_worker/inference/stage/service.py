@@ -12,9 +12,9 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.ring import Ring
 from gpu_worker.core.inference.rows import flaw, join, pick
 from gpu_worker.core.inference.step import CacheUse, Done, Refusal, Run, SliceInfo, Step, Tensor
-from gpu_worker.inference.pipelines import Pipeline, Pipelines, Reply, StageLimits
 from gpu_worker.inference.ports import Engine, Links, Registry
-from gpu_worker.inference.sessions import NoPasses, Passes, Plan, Sessions
+from gpu_worker.inference.stage.pipelines import Pipeline, Pipelines, Reply, StageLimits
+from gpu_worker.inference.stage.sessions import Decided, NoPasses, Passes, StageSessions
 
 CLOSE_S = 1.0
 LEAVING = "this stage is about to go"
@@ -61,7 +61,7 @@ class StageService:
             clock=clock,
         )
         hop = Hop(endpoint=endpoint, start=layers.start, end=layers.end)
-        self.sessions = Sessions(
+        self.sessions = StageSessions(
             info=self.info, hop=hop, ring=self.ring, passes=passes or NoPasses(), limits=self.limits, clock=clock
         )
         self._engine = engine
@@ -105,16 +105,16 @@ class StageService:
             return
         if self.sessions.is_draining and batch.route is not None:
             await self.pipelines.tell(reply, self.pipelines.own_word(pipeline, "draining", LEAVING))
-        plan = self.sessions.plan(pipeline, batch)
-        if plan.opens:
+        decided = self.sessions.decide(pipeline, batch)
+        if decided.opens:
             self.pipelines.proven(pipeline, reply)
-        done = await self._compute(plan.step(batch))
-        self.sessions.settle(plan, done)
+        done = await self._compute(decided.step(batch))
+        self.sessions.settle(decided, done)
         if pipeline.is_last:
-            await self._answer(pipeline, batch, plan, done)
+            await self._answer(pipeline, batch, decided, done)
         else:
             async with pipeline.turn:
-                await self._send_on(pipeline, batch, plan, done)
+                await self._send_on(pipeline, batch, decided, done)
 
     async def _compute(self, step: Step | None) -> Done:
         if step is None:
@@ -126,25 +126,25 @@ class StageService:
             await self.pipelines.tell_all("internal", str(why))
             raise
 
-    async def _answer(self, pipeline: Pipeline, batch: Batch, plan: Plan, done: Done) -> None:
+    async def _answer(self, pipeline: Pipeline, batch: Batch, decided: Decided, done: Done) -> None:
         no_next = (_unkept(each, "the last stage has none to fill") for each in batch.refills)
-        refusals = (*plan.refusals, *done.refusals, *no_next)
+        refusals = (*decided.refusals, *done.refusals, *no_next)
         refused = {each.session for each in refusals}
         answer = Batch(
             pipeline=batch.pipeline,
             epoch=batch.epoch,
             number=batch.number,
             group=batch.group,
-            tokens=(*done.tokens, *plan.tokens),
+            tokens=(*done.tokens, *decided.tokens),
             refusals=refusals,
-            opened=tuple(each.session for each in plan.begun if each.session not in refused),
+            opened=tuple(each.session for each in decided.begun if each.session not in refused),
             compute_s=(*batch.compute_s, done.compute_s),
         )
         await self.pipelines.answer(pipeline, answer)
 
-    async def _send_on(self, pipeline: Pipeline, batch: Batch, plan: Plan, done: Done) -> None:
-        runs, hidden = self._rows(plan, done)
-        refusals = (*plan.refusals, *done.refusals)
+    async def _send_on(self, pipeline: Pipeline, batch: Batch, decided: Decided, done: Done) -> None:
+        runs, hidden = self._rows(decided, done)
+        refusals = (*decided.refusals, *done.refusals)
         if refusals:
             # Before the rest goes on, so that the head hears of them before the answer to it.
             word = Batch(pipeline=batch.pipeline, epoch=batch.epoch, number=batch.number, refusals=refusals)
@@ -159,7 +159,7 @@ class StageService:
             group=batch.group,
             route=None if batch.route is None else replace(batch.route, index=batch.route.index + 1),
             closes=batch.closes,
-            opens=tuple(each for each in plan.begun if each.session not in refused),
+            opens=tuple(each for each in decided.begun if each.session not in refused),
             runs=runs,
             hidden=hidden,
             refills=batch.refills,
@@ -171,7 +171,7 @@ class StageService:
         if pipeline.sender is not None:
             await pipeline.sender.send(on)
 
-    def _rows(self, plan: Plan, done: Done) -> tuple[tuple[Run, ...], Tensor | None]:
+    def _rows(self, decided: Decided, done: Done) -> tuple[tuple[Run, ...], Tensor | None]:
         """Return the runs that go on, and their rows; what was computed is kept."""
         runs: tuple[Run, ...] = ()
         hidden: Tensor | None = None
@@ -182,9 +182,9 @@ class StageService:
                     self.ring.drop(run.session)  # closed in the meantime
             runs = tuple(run for run in done.runs if not run.fills)
             hidden = pick(done.hidden, done.runs, runs) if runs else None
-        if plan.again:
-            runs += tuple(run for run, _ in plan.again)
-            hidden = join((hidden, *(rows for _, rows in plan.again)))
+        if decided.again:
+            runs += tuple(run for run, _ in decided.again)
+            hidden = join((hidden, *(rows for _, rows in decided.again)))
         return runs, hidden
 
     async def _refill(self, pipeline: Pipeline, on: Batch, mine: tuple[Refill, ...]) -> Batch:

@@ -20,19 +20,20 @@ from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
 from gpu_worker.edges.links_grpc import GrpcLinks
 from gpu_worker.edges.tls import Tls, read_tls
 from gpu_worker.edges.topology_file import ChainTopology, FileTopology
-from gpu_worker.inference.desk import HeadLimits
-from gpu_worker.inference.forward import ForwardService
-from gpu_worker.inference.head import Head
-from gpu_worker.inference.pipelines import StageLimits
+from gpu_worker.inference.head.desk import HeadLimits
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, Registry, Text
-from gpu_worker.inference.service import Service
-from gpu_worker.inference.serving import Serving
-from gpu_worker.inference.sessions import NoPasses, Passes
-from gpu_worker.inference.slice_parts import Loader, Parts
-from gpu_worker.inference.stage import StageService
+from gpu_worker.inference.slice.parts import Loader, SliceParts
+from gpu_worker.inference.slice.serving import Serving
+from gpu_worker.inference.stage.forward import ForwardService
+from gpu_worker.inference.stage.pipelines import StageLimits
+from gpu_worker.inference.stage.service import StageService
+from gpu_worker.inference.stage.sessions import NoPasses, Passes
+from gpu_worker.inference.text.service import Service
 from gpu_worker.ports import Worker
 from gpu_worker.slice_config import DEFAULT_GRPC_PORT
-from gpu_worker.slice_place import (
+from gpu_worker.slice_port import Tell
+from gpu_worker.wiring.place import (
     Address,
     Assignment,
     check_model,
@@ -42,7 +43,6 @@ from gpu_worker.slice_place import (
     open_passes,
     served,
 )
-from gpu_worker.slice_port import Tell
 
 if TYPE_CHECKING:
     from gpu_worker.engine.slice.slice_engine import EngineOptions
@@ -83,7 +83,7 @@ async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
     links = GrpcLinks(tls, insecure=settings.grpc_insecure)
     nexts = tuple(endpoint_of(each) for each in listed(settings.next or ""))
     registry: Registry = file or ChainTopology(lambda: serving.own_hop(), nexts, links)
-    parts = Parts(
+    parts = SliceParts(
         model=model.name,
         model_hash=model.model_hash,
         hidden_size=shape.width,

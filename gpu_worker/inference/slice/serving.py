@@ -19,13 +19,13 @@ from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import SliceInfo
 from gpu_worker.core.inference.tensor import HIDDEN
 from gpu_worker.core.inference.topology import hole_of
-from gpu_worker.inference.drain import drain_slices
-from gpu_worker.inference.forward import Forward, Forwarded, ForwardService
-from gpu_worker.inference.head import Head
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import HeadStats, HeadStatus, TokenRequest, TokenStream
-from gpu_worker.inference.slice_document import document
-from gpu_worker.inference.slice_parts import Door, Parts, SliceState, Watched
-from gpu_worker.inference.stage import StageService
+from gpu_worker.inference.slice.document import document
+from gpu_worker.inference.slice.parts import Door, SliceParts, SliceState, Watched
+from gpu_worker.inference.stage.drain import drain_slices
+from gpu_worker.inference.stage.forward import Forward, Forwarded, ForwardService
+from gpu_worker.inference.stage.service import StageService
 from gpu_worker.slice_port import Tell
 
 WAIT_S = 30.0  # what a request that comes while the head loads other layers waits for at most
@@ -48,7 +48,7 @@ class Serving:
     `progress` is what is being loaded: how many tensors, of how many. `notes` are for the owner.
     """
 
-    def __init__(self, parts: Parts, tell: Tell) -> None:
+    def __init__(self, parts: SliceParts, tell: Tell) -> None:
         self.parts = parts
         self.door: Door | None = None
         self.state: SliceState = "waiting"

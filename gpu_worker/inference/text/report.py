@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 
-from gpu_worker.inference.service import Service
+from gpu_worker.inference.text.service import Service
 from wire.generate import Assignment, MetricsReply, PipelineNode, PipelineStatus, PipelineTopology
 from wire.vendor import ServedLayers, WorkerHealth
 

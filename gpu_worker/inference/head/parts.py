@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from gpu_worker.core.inference.batch import LinkFault
 from gpu_worker.core.inference.deadlines import StepTimes
 from gpu_worker.core.inference.ring import Ring
-from gpu_worker.inference.desk import Desk
+from gpu_worker.inference.head.desk import Desk
+from gpu_worker.inference.head.shape import Shape
 from gpu_worker.inference.ports import Engine, Links, Registry
-from gpu_worker.inference.shape import Shape
 
 
 @dataclass(slots=True, kw_only=True)
-class Parts:
+class HeadParts:
     """What outlives a route of a head."""
 
     name: str

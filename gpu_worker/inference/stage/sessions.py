@@ -12,7 +12,7 @@ from gpu_worker.core.inference.rows import pick
 from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.step import Done, Open, Refusal, Run, SliceInfo, Step, Tensor
 from gpu_worker.core.inference.steps import Known, Verdict, after, judge
-from gpu_worker.inference.pipelines import Pipeline, StageLimits
+from gpu_worker.inference.stage.pipelines import Pipeline, StageLimits
 
 
 class Passes(Protocol):
@@ -30,7 +30,7 @@ class NoPasses:
 
 
 @dataclass(slots=True)
-class Session:
+class StageSession:
     """
     `opened` is the epoch of its newest open, `known.epoch` that of its newest run.
 
@@ -46,7 +46,7 @@ class Session:
 
 
 @dataclass(slots=True)
-class Plan:
+class Decided:
     """
     What is to be done with a batch.
 
@@ -74,14 +74,14 @@ class Plan:
         return Step(runs=tuple(self.runs), rows=rows, opens=tuple(self.opens), closes=tuple(self.closes))
 
 
-class Sessions:
+class StageSessions:
     def __init__(
         self, *, info: SliceInfo, hop: Hop, ring: Ring, passes: Passes, limits: StageLimits, clock: Callable[[], float]
     ) -> None:
         self.is_draining = False
         self._info, self._hop, self._ring, self._passes, self._limits = info, hop, ring, passes, limits
         self._clock = clock
-        self._all: dict[str, Session] = {}
+        self._all: dict[str, StageSession] = {}
         # Set while no session is open.
         self.gone = asyncio.Event()
         self.gone.set()
@@ -92,32 +92,32 @@ class Sessions:
     def __contains__(self, name: str) -> bool:
         return name in self._all
 
-    def plan(self, pipeline: Pipeline, batch: Batch) -> Plan:
+    def decide(self, pipeline: Pipeline, batch: Batch) -> Decided:
         """Return what is to be done; the sessions are then known as if it had been."""
-        plan = Plan()
+        decided = Decided()
         now = pipeline.used_s = self._clock()
         for name in batch.closes:
-            self._close(plan, pipeline, name)
+            self._close(decided, pipeline, name)
         if batch.opens:
             # Their room is given to who comes.
             for name in self.silent():
-                plan.closes.append(name)
+                decided.closes.append(name)
                 self.forget(name)
         for each in batch.opens:
-            self._open(plan, pipeline, each, now)
+            self._open(decided, pipeline, each, now)
         for run in batch.runs:
             session = self._all.get(run.session)
             if session is None or session.pipeline is not pipeline:
-                plan.refuse(run, "unknown_session", "the session is not open here")
+                decided.refuse(run, "unknown_session", "the session is not open here")
                 continue
             session.used_s = now
-            self._run(plan, session, run)
-        return plan
+            self._run(decided, session, run)
+        return decided
 
-    def _close(self, plan: Plan, pipeline: Pipeline, name: str) -> None:
+    def _close(self, decided: Decided, pipeline: Pipeline, name: str) -> None:
         session = self._all.get(name)
         if session is not None and session.pipeline is pipeline:
-            plan.closes.append(name)
+            decided.closes.append(name)
             self.forget(name)
 
     def forget(self, name: str) -> None:
@@ -127,13 +127,13 @@ class Sessions:
         if not self._all:
             self.gone.set()
 
-    def _open(self, plan: Plan, pipeline: Pipeline, new: Open, now: float) -> None:
+    def _open(self, decided: Decided, pipeline: Pipeline, new: Open, now: float) -> None:
         old = self._all.get(new.session)
         if old is not None and old.pipeline is pipeline:
             if new.epoch < old.opened:
                 return
             if new.epoch == old.opened:
-                plan.begun.append(new)
+                decided.begun.append(new)
                 return
         if pipeline.is_last and pipeline.route.index > 1 and new.sampling is None:
             # The head itself opens its sessions here, with what the stages between are not told.
@@ -141,20 +141,20 @@ class Sessions:
         try:
             self._admit(pipeline, new, old)
         except InferenceError as why:
-            plan.refuse(new, why.code, str(why))
+            decided.refuse(new, why.code, str(why))
             return
         if old is None:
-            plan.fresh.add(new.session)
+            decided.fresh.add(new.session)
             pipeline.sessions.add(new.session)
             self.gone.clear()
-            self._all[new.session] = Session(pipeline, new.epoch, Known(new.epoch, 0), new.positions, now)
+            self._all[new.session] = StageSession(pipeline, new.epoch, Known(new.epoch, 0), new.positions, now)
         else:
             # Its first run says where it goes on: what is in the cache until then may be of use.
             old.opened, old.positions, old.used_s = new.epoch, new.positions, now
-        plan.opens.append(new)
-        plan.begun.append(new)
+        decided.opens.append(new)
+        decided.begun.append(new)
 
-    def _admit(self, pipeline: Pipeline, new: Open, old: Session | None) -> None:
+    def _admit(self, pipeline: Pipeline, new: Open, old: StageSession | None) -> None:
         """Raises InferenceError: the session is not served here."""
         if old is not None and old.pipeline is not pipeline:
             raise InferenceError("forbidden", "another pipeline has opened that session")
@@ -166,51 +166,51 @@ class Sessions:
         if old is None and len(self._all) >= self._limits.sessions:
             raise InferenceError("no_capacity", f"{self._limits.sessions} sessions are open here, no more")
 
-    def _run(self, plan: Plan, session: Session, run: Run) -> None:
+    def _run(self, decided: Decided, session: StageSession, run: Run) -> None:
         known, verdict = session.known, judge(session.known, run)
         if verdict is Verdict.STALE or run.epoch < session.opened:
             return
         if verdict is Verdict.REPEAT:
-            if self._repeat(plan, session, run):
+            if self._repeat(decided, session, run):
                 return
             # Its rows are no longer kept. Those at the end can be made again; what is behind others would be lost.
             verdict = Verdict.CUT if run.end == known.length else Verdict.GAP
         if verdict is Verdict.GAP:
             why = f"the run begins at position {run.position}, the cache ends at {known.length}"
-            plan.refuse(run, "position_gap", why)
+            decided.refuse(run, "position_gap", why)
         elif run.end > session.positions:
-            plan.refuse(run, "context_length_exceeded", f"the session was opened for {session.positions} positions")
+            decided.refuse(run, "context_length_exceeded", f"the session was opened for {session.positions} positions")
             return
         else:
-            plan.runs.append(run)
+            decided.runs.append(run)
         session.known = after(known, run, verdict)
 
-    def _repeat(self, plan: Plan, session: Session, run: Run) -> bool:
+    def _repeat(self, decided: Decided, session: StageSession, run: Run) -> bool:
         """Return whether what the run asks for is known: its token on the last stage, its rows on the others."""
         if run.fills:
             return True
         if session.pipeline.is_last:
             answer = session.answer
             if run.samples and answer is not None and answer.position == run.end:
-                plan.tokens.append(answer)
+                decided.tokens.append(answer)
             return True
         rows = self._ring.rows(run.session, run.position, run.end)
         if rows is not None:
-            plan.again.append((run, rows))
+            decided.again.append((run, rows))
         return rows is not None
 
-    def settle(self, plan: Plan, done: Done) -> None:
-        """Take over what the engine made of the plan: its tokens, and that what it refused was not done."""
+    def settle(self, decided: Decided, done: Done) -> None:
+        """Take over what the engine made of the decided: its tokens, and that what it refused was not done."""
         for token in done.tokens:
             session = self._all.get(token.session)
             if session is not None:
                 session.answer = token
-        starts = {run.session: run.position for run in plan.runs} if done.refusals else {}
+        starts = {run.session: run.position for run in decided.runs} if done.refusals else {}
         for refusal in done.refusals:
             session = self._all.get(refusal.session)
             if session is None:
                 continue
-            if refusal.session in plan.fresh:
+            if refusal.session in decided.fresh:
                 self.forget(refusal.session)
             elif refusal.session in starts:
                 length = min(session.known.length, starts[refusal.session])

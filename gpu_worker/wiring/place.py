@@ -18,7 +18,7 @@ from gpu_worker.edges.models_folder import local_model
 from gpu_worker.edges.passes_jwt import JwtPasses, PassSigner
 from gpu_worker.edges.tls import Tls, is_loopback, open_to_others
 from gpu_worker.edges.topology_file import FileTopology, read_topology
-from gpu_worker.inference.sessions import Passes
+from gpu_worker.inference.stage.sessions import Passes
 
 # Who signs passes where the topology is a file: whoever has its key.
 ISSUER = "livery-topology"

@@ -8,11 +8,11 @@ from typing import Literal, Protocol
 from gpu_worker.core.errors import Bug
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import CacheUse, Done, SliceInfo, Step
-from gpu_worker.inference.forward import ForwardService
-from gpu_worker.inference.head import Head
+from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, Links, Registry, Text
-from gpu_worker.inference.service import Service
-from gpu_worker.inference.stage import StageService
+from gpu_worker.inference.stage.forward import ForwardService
+from gpu_worker.inference.stage.service import StageService
+from gpu_worker.inference.text.service import Service
 from gpu_worker.slice_port import Tell
 
 SliceState = Literal["waiting", "loading", "measuring", "ready", "draining", "gone"]
@@ -37,7 +37,7 @@ class Door(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class SliceParts:
     """
     What a slice is made of. `layers` says which this worker is to have now; it may raise OwnersFault.
 

@@ -9,8 +9,8 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.schedule import Ask, share
 from gpu_worker.core.inference.step import CacheUse, Refusal, Run
+from gpu_worker.inference.head.streams import HeadSession, State, Stream
 from gpu_worker.inference.ports import HeadStats, TokenRequest
-from gpu_worker.inference.streams import Session, State, Stream
 
 _REPLAYED = frozenset({"unknown_session", "position_gap"})
 
@@ -45,8 +45,8 @@ class Desk:
 
     def __init__(self, limits: HeadLimits, stats: HeadStats, clock: Callable[[], float]) -> None:
         self.limits, self.stats, self._clock = limits, stats, clock
-        self.waiting: deque[Session] = deque()
-        self.open: dict[str, Session] = {}
+        self.waiting: deque[HeadSession] = deque()
+        self.open: dict[str, HeadSession] = {}
         self.news = asyncio.Event()
         # Set while there is no session at all.
         self.idle = asyncio.Event()
@@ -70,7 +70,7 @@ class Desk:
         stream = Stream(
             self.limits.unread, taken=self.work.set, cancelled=lambda: self.end(session, "cancelled", "cancelled")
         )
-        session = Session(request, stream, self._came, until_s, list(request.prompt), came_s=now)
+        session = HeadSession(request, stream, self._came, until_s, list(request.prompt), came_s=now)
         self.waiting.append(session)
         if self.idle.is_set():
             self.busy_since_s = now
@@ -80,7 +80,7 @@ class Desk:
         self.news.set()
         return stream
 
-    def next_words(self, cache: CacheUse) -> tuple[list[Session], list[str]]:
+    def next_words(self, cache: CacheUse) -> tuple[list[HeadSession], list[str]]:
         """Return the sessions to open and the names of those to close, of which the stages are told now."""
         closing = self.closings()
         reserved = cache.positions
@@ -185,7 +185,7 @@ class Desk:
         else:
             self.end(session, refusal.code, refusal.detail)
 
-    def _put_back(self, session: Session, refusal: Refusal) -> None:
+    def _put_back(self, session: HeadSession, refusal: Refusal) -> None:
         """Another stage, or another session's end, makes room for it: it stands in the line again where it stood."""
         session.tries += 1
         if session.tries * self.limits.retry_s > self.limits.route_s:
@@ -196,7 +196,7 @@ class Desk:
         self.waiting = deque(sorted((session, *self.waiting), key=lambda each: each.came))
         self._held_until_s = self._clock() + self.limits.retry_s
 
-    def replay(self, session: Session) -> None:
+    def replay(self, session: HeadSession) -> None:
         """Send the session's tokens through all stages again."""
         session.tries += 1
         if session.tries > self.limits.replays:
@@ -206,7 +206,7 @@ class Desk:
         session.begin_again(0)
         self.news.set()
 
-    def end(self, session: Session, code: str | None = None, detail: str = "") -> None:
+    def end(self, session: HeadSession, code: str | None = None, detail: str = "") -> None:
         """End the session, with an error where there is a `code`; the stages hear of it at once. Idempotent."""
         if session.state is State.ENDED:
             return
@@ -226,7 +226,7 @@ class Desk:
             self.stats.failed += 1
         session.stream.end(InferenceError(code, detail) if code is not None else None)
 
-    def _give_back(self, session: Session) -> None:
+    def _give_back(self, session: HeadSession) -> None:
         del self.open[session.name]
         self._closing.append(session.name)
         self.news.set()

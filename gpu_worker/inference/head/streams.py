@@ -70,7 +70,7 @@ class Stream:
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class HeadSession:
     """
     What its head knows of a session.
 

@@ -14,10 +14,10 @@ from gpu_worker.core.inference.deadlines import FIRST_S
 from gpu_worker.core.inference.ring import FILL_ROWS
 from gpu_worker.core.inference.schedule import groups, spread
 from gpu_worker.core.inference.step import Done, Open, Run, Step
-from gpu_worker.inference.head_parts import Parts
+from gpu_worker.inference.head.parts import HeadParts
+from gpu_worker.inference.head.streams import HeadSession
+from gpu_worker.inference.head.watch import Break, Watch
 from gpu_worker.inference.sender import Sender
-from gpu_worker.inference.streams import Session
-from gpu_worker.inference.watch import Break, Watch
 
 # Closes of so long ago are said again on a new route: who was lost with the old one may not have passed them on.
 AGAIN_S = 30.0
@@ -33,8 +33,8 @@ class _Flight:
     timer: asyncio.TimerHandle | None = None
 
 
-class Pipeline:
-    def __init__(self, parts: Parts, hops: tuple[Hop, ...], epoch: int) -> None:
+class Lanes:
+    def __init__(self, parts: HeadParts, hops: tuple[Hop, ...], epoch: int) -> None:
         self.hops, self.epoch = hops, epoch
         self._watch = Watch(parts.links, [hop.endpoint for hop in hops[1:]], parts.desk.limits.ask_s)
         self.broken = self._watch.broken
@@ -56,7 +56,7 @@ class Pipeline:
 
         return Sender(self._parts.links, hop.endpoint, back=back, lost=lost)
 
-    async def begin(self, fills: Sequence[int], sessions: Sequence[Session]) -> None:
+    async def begin(self, fills: Sequence[int], sessions: Sequence[HeadSession]) -> None:
         """Show the stages their route and open `sessions` on it; those at the places `fills` fill their next one."""
         for sender, index in ((self._down, 1), (self._answers, len(self.hops) - 1)):
             if sender is not None and (index > 1 or sender is self._down):
@@ -189,7 +189,7 @@ class Pipeline:
             sessions[name].group = group
         self._desk.work.set()
 
-    async def _tell(self, sessions: Sequence[Session], closes: Sequence[str], *, is_last: bool = False) -> None:
+    async def _tell(self, sessions: Sequence[HeadSession], closes: Sequence[str], *, is_last: bool = False) -> None:
         """
         Open and close sessions on all stages. What they are drawn with goes to the last stage alone.
 

@@ -8,7 +8,7 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.sampling import Sampled, Sampling, flaw
 from gpu_worker.core.inference.stops import Stops, feed
 from gpu_worker.inference.ports import Generator, Text, TokenRequest, TokenStream
-from gpu_worker.inference.service import Service
+from gpu_worker.inference.text.service import Service
 from wire.openai_answers import Told
 
 

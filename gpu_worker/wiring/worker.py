@@ -14,7 +14,6 @@ from chain.errors import ChainError, KeystoreError
 from chain.keystore import account_from_key, account_from_keystore, create_keystore, write_secret
 from chain.rpc import Rpc
 from chain.token import TokenReader
-from gpu_worker import machine
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.dataset import Limits
 from gpu_worker.core.model import Job
@@ -29,6 +28,7 @@ from gpu_worker.edges.registry_file import FileRegistry
 from gpu_worker.ports import Containers, Hardware, Inputs, JobPrograms, Measure, Models, Now, Pace, Worker
 from gpu_worker.selling import WorkerSeller
 from gpu_worker.slice_port import Slice, Tell
+from gpu_worker.wiring import machine
 from outbound.errors import OutboundError
 from outbound.guard import guard
 from outbound.http import HttpClient
@@ -40,7 +40,7 @@ from storefront.tending import tend
 if TYPE_CHECKING:
     from eth_account.signers.base import BaseAccount
 
-    from gpu_worker.inference.service import Service
+    from gpu_worker.inference.text.service import Service
 
 _LOG = logging.getLogger("livery.gpu_worker")
 # Who is paid where there is no key: nobody can be.
@@ -130,7 +130,7 @@ def _slice(
     if not settings.serves_layers:
         return None, None
     # gRPC and its kind are loaded for this alone: who only sells jobs stays light.
-    from gpu_worker.slice_wiring import open_service, open_serving
+    from gpu_worker.wiring.slice import open_service, open_serving
 
     service = open_service(settings, "" if account is None else str(account.address))
     return service, lambda: open_serving(worker(), service, tell or (lambda what, done, total: None))

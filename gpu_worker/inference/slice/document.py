@@ -7,12 +7,12 @@ from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import SliceInfo
 from gpu_worker.inference.ports import HeadStatus
-from gpu_worker.inference.report import metrics_reply
-from gpu_worker.inference.slice_parts import Parts
+from gpu_worker.inference.slice.parts import SliceParts
+from gpu_worker.inference.text.report import metrics_reply
 
 
 def document(
-    parts: Parts,
+    parts: SliceParts,
     seen: Seen,
     *,
     state: str,

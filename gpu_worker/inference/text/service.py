@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import CacheUse
-from gpu_worker.inference.figures import Figures
 from gpu_worker.inference.ports import Generator, StageSeen, Text
+from gpu_worker.inference.text.figures import Figures
 
 
 class NotHead(InferenceError):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from gpu_worker.inference.stage import LEAVING, StageService
+from gpu_worker.inference.stage.service import LEAVING, StageService
 
 _LOG = logging.getLogger("livery.gpu_worker")
 

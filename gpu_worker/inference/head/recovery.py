@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from gpu_worker.core.inference.batch import Batch, Hop, LinkFault, Route
 from gpu_worker.core.inference.ring import Ring
 from gpu_worker.core.inference.routes import fills
-from gpu_worker.inference.desk import Desk
+from gpu_worker.inference.head.desk import Desk
+from gpu_worker.inference.head.finder import Finder
+from gpu_worker.inference.head.watch import Break
 from gpu_worker.inference.ports import Links
-from gpu_worker.inference.route import Finder
 from gpu_worker.inference.sender import Sender
-from gpu_worker.inference.watch import Break
 
 # A stage has so long to hear that sessions have left it; it would find out by itself, but late.
 FAREWELL_S = 2.0

@@ -1,0 +1,1 @@
+"""Text in, text out: what stands between the HTTP doors and whatever generates tokens."""

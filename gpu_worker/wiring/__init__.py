@@ -1,0 +1,1 @@
+"""Joining the parts: each port gets its edge here, and nowhere else."""
