@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agent.core.evidence import POLLS_KEPT
+from inbound.settings import Settings
 from outbound.webhooks import are_keys
 from wire.money import ASSETS, to_atomic
 
@@ -19,17 +19,8 @@ def _env(*names: str) -> dict[str, Any]:
     return {"validation_alias": AliasChoices(*names)}
 
 
-class AgentSettings(BaseSettings):
+class AgentSettings(Settings):
     """The buyer: its store, its wallet, its chain, its planner, its caps. The first name of each wins."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     database_url: SecretStr = Field(
         SecretStr("sqlite:///~/.livery/livery.db"),

@@ -1,20 +1,12 @@
 """What the HTTP door reads from the environment."""
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inbound.settings import Settings
 
 
-class ApiSettings(BaseSettings):
+class ApiSettings(Settings):
     """Where the control plane listens, whom it answers, and what the host it runs on says of itself."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     host: str = Field(
         "127.0.0.1",

@@ -3,20 +3,12 @@
 from pathlib import Path
 
 from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inbound.settings import Settings
 
 
-class ChainSettings(BaseSettings):
+class ChainSettings(Settings):
     """Where the programs of the local chain are."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     anvil_bin: Path | None = Field(
         None,

@@ -1,20 +1,12 @@
 """What the terminal door reads from the environment."""
 
 from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inbound.settings import Settings
 
 
-class CliSettings(BaseSettings):
+class CliSettings(Settings):
     """Which control plane `livery run` speaks with, and which worker `livery worker`."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     url: str = Field(
         "http://127.0.0.1:3000",

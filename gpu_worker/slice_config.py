@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpu_worker.core.inference.tensor import ROWS_MAX
+from inbound.settings import Settings
 
 DEFAULT_GRPC_PORT = 50051
 _LAYERS = re.compile(r"\d{0,5}:\d{0,5}")
@@ -18,17 +18,8 @@ def env(name: str, *aliases: str) -> dict[str, Any]:
     return {"validation_alias": AliasChoices(f"LIVERY_WORKER_{name}", *aliases)}
 
 
-class SliceSettings(BaseSettings):
+class SliceSettings(Settings):
     """What serves layers of a model. Without a model nothing is loaded and nothing listens for stages."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     model: str | None = Field(
         None,

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inbound.settings import Settings
 
 DEFAULT_PORT = 4001
 
@@ -14,17 +15,8 @@ def _names(ours: str, *aliases: str) -> AliasChoices:
     return AliasChoices(f"LIVERY_VENDOR_MOCK_{ours}", *aliases)
 
 
-class VendorMockSettings(BaseSettings):
+class VendorMockSettings(Settings):
     """The mock vendors' settings. There is no default secret: without one they do not start."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     secret: SecretStr = Field(
         validation_alias=_names("SECRET", "GPU_VENDOR_SECRET"),
@@ -121,17 +113,8 @@ FacilitatorFault = Literal[
 ]
 
 
-class FacilitatorSettings(BaseSettings):
+class FacilitatorSettings(Settings):
     """The local x402 facilitator's settings."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-        env_file=".env",
-        hide_input_in_errors=True,
-    )
 
     private_key: SecretStr | None = Field(
         None,
