@@ -2,8 +2,10 @@
 
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.decode.arms import Worker, free_ports
+from bench.decode.client import ask
 from bench.decode.models import IN_BF16, SHAPES, make
 from bench.decode.report import Scene
 from bench.decode.speed import Asked
@@ -13,13 +15,28 @@ _MIB = 1 << 20
 _ENDS = {"model.embed_tokens.weight": 0, "lm_head.weight": -1, "model.norm.weight": -1}
 
 
+class _Taken(NamedTuple):
+    """Bytes of a process, at its peak and now; `back_end` is how it served."""
+
+    peak: int
+    now: int
+    back_end: str
+
+
 def memory(asked: Asked) -> Scene:
     """Peak and present memory of processes that serve halves and the whole of a model, in two dtypes."""
+    # One home: a model's files are hashed once.
+    with tempfile.TemporaryDirectory() as home:
+        return _memory(asked, Path(home))
+
+
+def _memory(asked: Asked, home: Path) -> Scene:
     scene = Scene("memory", f"memory of a process that serves layers: {asked.large}")
     first, last = asked.halves(asked.large)
     whole = f"0:{last.partition(':')[2]}"
-    base = _served(make("llama-tiny", asked.models), f"0:{SHAPES['llama-tiny']['num_hidden_layers']}", "fp32")
-    scene.add("a process with next to no layers, peak", base[0] / _MIB, "MiB", note="the fixed base")
+    tiny = make("llama-tiny", asked.models)
+    base = _served(tiny, f"0:{SHAPES['llama-tiny']['num_hidden_layers']}", "fp32", home, answers=True).peak
+    scene.add("a process with next to no layers, peak", base / _MIB, "MiB", note="the fixed base")
     now: dict[str, int] = {}
     for name, dtype in ((asked.large, "fp32"), (asked.large + IN_BF16, "bf16"), (asked.large, "bf16")):
         folder = asked.folder(name)
@@ -28,11 +45,12 @@ def memory(asked: Asked) -> Scene:
             numbers = _numbers(folder, layers)
             # Of a checkpoint in another dtype both copies of a share may be there at once.
             share = numbers * ({"fp32": 4, "bf16": 2}[dtype] + (0 if dtype == stored else 4))
-            peak, rss = _served(folder, layers, dtype)
+            taken = _served(folder, layers, dtype, home, answers=layers == whole)
             what = f"{layers}, {stored} served as {dtype}"
-            now[what] = rss
-            note = f"{peak / _MIB:,.0f} MiB peak, {rss / _MIB:,.0f} now, share {share / _MIB:,.0f}"
-            scene.add(f"{what}: peak above the base / share", (peak - base[0]) / share, most=1.1, note=note)
+            now[what] = taken.now
+            note = f"{taken.back_end}: {taken.peak / _MIB:,.0f} MiB peak, {taken.now / _MIB:,.0f} now, "
+            note += f"share {share / _MIB:,.0f}"
+            scene.add(f"{what}: peak above the base / share", (taken.peak - base) / share, most=1.1, note=note)
     of_whole = now[f"{whole}, fp32 served as fp32"]
     for layers in (first, last):
         scene.add(f"{layers} / whole, memory now", now[f"{layers}, fp32 served as fp32"] / of_whole, most=0.6)
@@ -52,15 +70,18 @@ def _numbers(folder: Path, layers: str) -> int:
     return total
 
 
-def _served(folder: Path, layers: str, dtype: str) -> tuple[int, int]:
-    """Return peak and present bytes of a worker that has loaded these layers, and answered where they are all."""
-    with tempfile.TemporaryDirectory() as home:
-        worker = Worker(folder, layers, free_ports(1)[0], Path(home), options=("--dtype", dtype))
-        worker.start()
-        try:
-            worker.wait()
-            status = Path(f"/proc/{worker.pid}/status").read_text()
-        finally:
-            worker.stop()
+def _served(folder: Path, layers: str, dtype: str, home: Path, *, answers: bool) -> _Taken:
+    """Return what a worker takes that has loaded these layers; `answers`: and has said something with them."""
+    worker = Worker(folder, layers, free_ports(1)[0], home, options=("--dtype", dtype))
+    worker.start()
+    try:
+        worker.wait()
+        if answers:
+            worker.await_route()
+            ask(worker.url, [list(range(300, 332))], 8, {"ignore_eos": True})
+        status, back_end = Path(f"/proc/{worker.pid}/status").read_text(), str(worker.status()["backEnd"])
+    finally:
+        worker.stop()
     found = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return tuple(1024 * int(found[name].split()[0]) for name in ("VmHWM", "VmRSS"))  # type: ignore[return-value]
+    peak, now = (1024 * int(found[name].split()[0]) for name in ("VmHWM", "VmRSS"))
+    return _Taken(peak, now, back_end)

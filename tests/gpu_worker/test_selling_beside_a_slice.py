@@ -82,10 +82,23 @@ def test_a_slice_and_its_caches_have_their_memory_for_themselves() -> None:
 
 
 def test_weights_take_what_they_are_served_as() -> None:
-    half, config = Layers(0, 2, 4), {"torch_dtype": "bfloat16"}
+    sizes = {
+        "hidden_size": 8,
+        "vocab_size": 50,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "model_type": "llama",
+    }
+    half, config = Layers(0, 2, 4), {"torch_dtype": "bfloat16", **sizes}
+    # Two ends of 400 numbers, 3 200 between them, two bytes each.
     taken = {
         (dtype, quant): weights_bytes(8_000, config, half, dtype, quant)
         for dtype, quant in (("auto", "none"), ("fp32", "none"), ("bf16", "none"), ("fp32", "int8"), ("auto", "int4"))
     }
-    assert [*taken.values()] == [4_000, 8_000, 4_000, 2_200, 1_400]
-    assert weights_bytes(8_000, {}, half, "fp16", "none") == 2_000
+    assert [*taken.values()] == [4_000, 8_000, 4_000, 3_360, 1_920]
+    assert weights_bytes(16_000, sizes, half, "fp16", "none") == 4_000
+    # The middle has no end; ends that are tied are in the files once, and in a slice that has both twice.
+    assert weights_bytes(8_000, config, Layers(1, 2, 4), "auto", "none") == 1_600
+    tied = {**config, "tie_word_embeddings": True}
+    assert weights_bytes(7_200, tied, Layers(0, 4, 4), "auto", "none") == 8_000
+    assert weights_bytes(7_200, tied, Layers(2, 4, 4), "auto", "int4") == int(1_600 * 0.7 + 400 * 1.1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_worker.core.errors import OwnersFault
+from gpu_worker.core.estimate import ModelShape
 from gpu_worker.core.hardware import Device, Machine
 from gpu_worker.core.inference.layers import Layers
 
@@ -33,10 +34,20 @@ def free_bytes(machine: Machine, device: Device) -> int:
 
 
 def weights_bytes(stored: int, config: Mapping[str, Any], layers: Layers, dtype: str, quant: str) -> int:
-    """Return about how much the layers' share of a model of `stored` bytes takes, served as `dtype` or shrunk."""
-    was = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    now = _SERVED.get(quant if quant != "none" else dtype, 0.0) or _STORED.get(was, 4.0)
-    return int(stored * layers.count / layers.total * now / _STORED.get(was, 4.0))
+    """
+    Return about how much these layers of a model of `stored` bytes take, served as `dtype` or shrunk: embedding and
+    head where they belong, those that are tied twice where the slice has both.
+
+    Raises BadInput: its config lacks a number.
+    """
+    shape = ModelShape.from_config(config.get("text_config") or config)
+    was = _STORED.get(str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."), 4.0)
+    whole = _SERVED.get(dtype, was)
+    shrunk, end = _SERVED.get(quant, whole), shape.vocabulary * shape.width
+    between = max(0.0, stored / was - end * (1 if shape.is_tied else 2))
+    # The embedding is never shrunk, and the head to eight bits at most.
+    ends = end * (layers.is_first * whole + layers.is_last * max(shrunk, min(whole, _SERVED["int8"])))
+    return int(between * layers.count / layers.total * shrunk + ends)
 
 
 def room_of(free: int, weights: int, cache_max: int | None) -> Room:

@@ -2,6 +2,7 @@
 Which back end serves a slice: `lean` where it shows on this very checkpoint that it computes what `hf` does, else `hf`.
 """
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import Run
 from gpu_worker.engine.slice.architecture import architecture
 from gpu_worker.engine.slice.cost import cost_curve, rows_for
+from gpu_worker.engine.slice.heap import large_blocks_apart
 from gpu_worker.engine.slice.hf import HfStage
 from gpu_worker.engine.slice.lean import SESSIONS_MAX, LeanStage
 from gpu_worker.engine.slice.loading import ModelSeen, OnProgress, load_slice, look_at
@@ -57,55 +59,54 @@ def admit(
     seen = look_at(folder)
     owned = Layers.parse(layers, seen.layers) if isinstance(layers, str) else layers
     word = seen.dtype if dtype == "auto" else dtype
-    why = None if back_end == "hf" else why_not_lean(seen, owned, dtype=word, quant=quant, device=device)
-    if why is not None and back_end == "lean":
-        raise OwnersFault(why)
+    how: dict[str, Any] = {"dtype": word, "device": device, "free_bytes": free_bytes}
     named: dict[str, Any] = {"cache_bytes_max": cache_bytes_max, "model": model, "model_hash": model_hash}
     stage: LeanStage | HfStage
-    if back_end == "hf" or why is not None:
-        if quant != "none":
-            reason = f": {why}" if why else ""
-            raise OwnersFault(f"the hf back end serves no {quant}, the lean one alone does{reason}")
-        loaded = load_slice(seen, owned, dtype=word, device=device, free_bytes=free_bytes, on_progress=on_progress)
-        stage = HfStage(loaded, **named)
-    else:
-        stage = LeanStage(
-            seen,
-            owned,
-            dtype=word,
-            quant=quant,
-            device=device,
-            sessions_max=sessions_max,
-            free_bytes=free_bytes,
-            on_progress=on_progress,
-            **named,
-        )
+    with large_blocks_apart():
+        why = None if back_end == "hf" else why_not_lean(seen, owned, quant=quant, **how)
+        if why is not None and back_end == "lean":
+            raise OwnersFault(why)
+        if back_end == "hf" or why is not None:
+            if quant != "none":
+                reason = f": {why}" if why else ""
+                raise OwnersFault(f"the hf back end serves no {quant}, the lean one alone does{reason}")
+            stage = HfStage(load_slice(seen, owned, on_progress=on_progress, **how), **named)
+        else:
+            stage = LeanStage(
+                seen, owned, quant=quant, sessions_max=sessions_max, on_progress=on_progress, **how, **named
+            )
     stage.tell(cost_s=cost_curve(stage), notes=(f"not lean: {why}",) if why else ())
     return stage
 
 
-def why_not_lean(seen: ModelSeen, layers: Layers, *, dtype: str, quant: str, device: str) -> str | None:
+def why_not_lean(
+    seen: ModelSeen, layers: Layers, *, dtype: str, quant: str, device: str, free_bytes: int | None = None
+) -> str | None:
     """
     Return why the `lean` back end must not serve these layers, None where it may.
 
     It is tried on single layers, one of each kind that the slice has and the last one with norm and head: two
-    sessions, prompts and decode steps, first against `hf` in single precision, then as it is to be served.
+    sessions, prompts and decode steps, first against `hf` in single precision, then as it is to be served. No two of
+    them are in memory together; one that does not fit into `free_bytes` is a reason too.
     """
+    how: dict[str, Any] = {"device": device, "free_bytes": free_bytes}
     try:
         about = architecture(seen.config)
         kinds = {(about.windows[at], about.turns[at]): at for at in reversed(range(layers.start, layers.end))}
         for at in sorted({*kinds.values(), *([layers.end - 1] if layers.is_last else [])}):
             layer = Layers(at, at + 1, layers.total)
-            exact = _tried(_lean(seen, layer, "fp32", "none", device))
-            loaded = load_slice(seen, layer, dtype="fp32", device=device)
+            exact = _tried(_lean(seen, layer, "fp32", "none", **how))
+            loaded = load_slice(seen, layer, dtype="fp32", **how)
             wanted = _tried(HfStage(loaded, cache_bytes_max=_CACHE_BYTES))
             del loaded
+            # A model with hooks is a circle, which holds its weights until it is looked for.
+            gc.collect()
             off = float((exact - wanted).abs().max() / wanted.abs().max())
             if not off <= EXACT:
                 return f"layer {at} is {off:.1e} off what hf computes, more than {EXACT:.0e}"
             if (dtype, quant) == ("fp32", "none"):
                 continue
-            served = _tried(_lean(seen, layer, dtype, quant, device))
+            served = _tried(_lean(seen, layer, dtype, quant, **how))
             off, most = float((served - exact).norm() / exact.norm()), ROUNDED[dtype if quant == "none" else quant]
             if not off <= most:
                 return f"layer {at} is {off:.1e} off single precision, more than {most}"
@@ -117,8 +118,8 @@ def why_not_lean(seen: ModelSeen, layers: Layers, *, dtype: str, quant: str, dev
     return None
 
 
-def _lean(seen: ModelSeen, layer: Layers, dtype: str, quant: str, device: str) -> LeanStage:
-    return LeanStage(seen, layer, cache_bytes_max=_CACHE_BYTES, dtype=dtype, quant=quant, device=device)
+def _lean(seen: ModelSeen, layer: Layers, dtype: str, quant: str, **how: Any) -> LeanStage:
+    return LeanStage(seen, layer, cache_bytes_max=_CACHE_BYTES, dtype=dtype, quant=quant, **how)
 
 
 def _tried(stage: Stage) -> torch.Tensor:

@@ -28,12 +28,15 @@ class HfStage:
     """
     A slice of `loaded` weights; sessions together take at most `cache_bytes_max` bytes of cache.
 
+    Where sessions go together, a layer's share of that is for the copies which a pass makes of one layer's rows.
+
     Where layers keep a state without positions (class `one`) a session can be rolled back to its beginning alone.
     """
 
     def __init__(self, loaded: Loaded, *, cache_bytes_max: int, model: str = "", model_hash: str = "") -> None:
         seen, layers = loaded.seen, loaded.layers
-        self._loaded, self._bytes_max = loaded, cache_bytes_max
+        self._loaded, self._cap = loaded, cache_bytes_max
+        self._bytes_max, self._joined_max, self._row_bytes = cache_bytes_max, 0, 0
         self._kept: dict[str, Kept] = {}
         self._cache = PassCache(seen.config, layers)
         self._info = SliceInfo(
@@ -71,7 +74,7 @@ class HfStage:
             sessions=len(self._kept),
             positions=positions,
             positions_max=self._bytes_max // max(1, self._position_bytes),
-            bytes_max=self._bytes_max,
+            bytes_max=self._cap,
         )
 
     def tell(self, **fields: Any) -> None:
@@ -157,13 +160,16 @@ class HfStage:
             key = run.position if self._info.batching == "equal" else longest.get(run.position, 0)
             is_alone = run.count > 1 or self._info.batching == "one" or run.session in seen
             seen.add(run.session)
-            if not is_alone and key in joint:
+            if not is_alone and key in joint and self._may_join(len(joint[key]) + 1, key + 1):
                 joint[key].append(number)
                 continue
             groups.append([number])
             if not is_alone:
                 joint[key] = groups[-1]
         return groups
+
+    def _may_join(self, sessions: int, longest: int) -> bool:
+        return sessions * longest * self._row_bytes <= self._joined_max
 
     def _pass(self, rows: Tensor, kept: Sequence[Kept], needs_logits: bool) -> Tensor:
         """Return what the slice makes of `rows`, [B, count] or [B, count, H]: hidden states, or logits [B, 1, V]."""
@@ -238,3 +244,7 @@ class HfStage:
             sizes.append(kept.bytes)
         self._position_bytes = sizes[1] - sizes[0]
         self._session_bytes = sizes[0] - self._position_bytes
+        if info.batching != "one":
+            self._row_bytes = max((sum(side.nbytes for side in rows) for rows in kept.rows.values()), default=0) // 2
+            self._joined_max = self._cap // (info.layers.count + 1)
+            self._bytes_max = self._cap - self._joined_max

@@ -4,25 +4,24 @@ The `lean` back end: our own decoder for Llama-like families, for rows of many s
 All rows go through the linear layers together, without padding; only attention knows whose they are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import CacheUse, SliceInfo
-from gpu_worker.engine.model_files import stored_in, weight_files
 from gpu_worker.engine.slice import rope
 from gpu_worker.engine.slice.architecture import architecture
 from gpu_worker.engine.slice.attention import Plan, attend, plan
 from gpu_worker.engine.slice.kv import KvCache
-from gpu_worker.engine.slice.linear import Linear, Packing, packing
-from gpu_worker.engine.slice.loading import SPARE_BYTES, ModelSeen, OnProgress, free_bytes_of, weights_of
+from gpu_worker.engine.slice.lean_weights import LeanLayer, LeanWeights, check_fits
+from gpu_worker.engine.slice.linear import packing
+from gpu_worker.engine.slice.loading import ModelSeen, OnProgress, free_bytes_of
 from gpu_worker.engine.slice.stage import Rows
 
 SESSIONS_MAX = 256
@@ -32,20 +31,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
 }
-
-
-class _Layer(NamedTuple):
-    """`norms` are those before the attention and the MLP, `norms_after` those behind them; each may be missing."""
-
-    norms: tuple[Tensor | None, Tensor | None]
-    norms_after: tuple[Tensor | None, Tensor | None]
-    qkv: Linear
-    out: Linear
-    gate_up: Linear
-    down: Linear
-    qk_norms: tuple[Tensor, Tensor] | None
-    window: int | None
-    is_turned: bool
 
 
 class LeanStage:
@@ -75,7 +60,7 @@ class LeanStage:
         self._device = torch.device(device)
         how = packing(seen.dtype if dtype == "auto" else dtype, quant, self._device)
         self._flow = how.flow
-        _check_fits(seen, layers, how, free_bytes_of(self._device) if free_bytes is None else free_bytes)
+        check_fits(seen, layers, how, free_bytes_of(self._device) if free_bytes is None else free_bytes)
         self.kv = KvCache(
             layers=layers.count,
             kv_heads=about.kv_heads,
@@ -86,15 +71,17 @@ class LeanStage:
             dtype=how.flow,
             device=self._device,
         )
-        self._angles = rope.Angles(seen.config, how.flow, self._device)
+        self._angles = rope.Angles(seen.config, self._device)
         self._hidden, self._act = (seen.hidden_size,), _ACTIVATIONS[about.activation]
         self._cells = [self.kv.cells[:, index] for index in range(layers.count)]
-        self._layers: list[_Layer] = []
+        self._layers: list[LeanLayer] = []
+        # What is largest comes first, the ends here and the MLP in a layer: its copy is gone when the rest has come.
+        weights = LeanWeights(seen, about, self._angles, how, self._device)
+        self._embedding, self._last_norm, self._head = weights.ends(layers)
         for index in range(layers.start, layers.end):
-            self._layers.append(self._load_layer(seen, index, how))
             if on_progress is not None:
-                on_progress(len(self._layers), layers.count + 1)
-        self._load_ends(seen, layers, how)
+                on_progress(len(self._layers) + 1, layers.count + 1)
+            self._layers.append(weights.layer(index))
         if on_progress is not None:
             on_progress(layers.count + 1, layers.count + 1)
         self._info = SliceInfo(
@@ -162,10 +149,10 @@ class LeanStage:
             return self._logits(x, step) if self._info.layers.is_last else x
 
     def _embedded(self, x: Tensor) -> Tensor:
-        x = functional.embedding(x, self._embedding)
+        x = functional.embedding(x, self._embedding).to(self._flow)
         return x if self._about.embedding_scale == 1.0 else x * self._about.embedding_scale
 
-    def _through(self, x: Tensor, layer: _Layer, cells: Tensor, step: Plan, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def _through(self, x: Tensor, layer: LeanLayer, cells: Tensor, step: Plan, angles: Tensor) -> Tensor:
         about = self._about
         qkv = layer.qkv(self._norm(x, layer.norms[0]))
         heads = qkv.view(step.count, -1, about.head_dim)
@@ -173,7 +160,7 @@ class LeanStage:
         if layer.qk_norms is not None:
             self._norm_heads(qkv, turning, layer.qk_norms)
         if layer.is_turned:
-            rope.turn(turning, *angles)
+            rope.turn(turning, angles)
         y = layer.out(attend(heads, cells, step, about.heads, layer.window, about.attention_scale))
         x = self._add(x, self._norm(y, layer.norms_after[0]))
         both = layer.gate_up(self._norm(x, layer.norms[1]))
@@ -203,6 +190,7 @@ class LeanStage:
             return x.new_zeros(0, self._info.vocab_size, dtype=torch.float32)
         if len(step.lasts) < step.count:
             x = x[step.lasts]
+        assert self._head is not None
         logits = self._head(self._norm(x, self._last_norm)).float()
         return logits if self._about.logits_divisor == 1.0 else logits / self._about.logits_divisor
 
@@ -214,83 +202,3 @@ class LeanStage:
             raise InferenceError("invalid_tensor", f"{total} rows were to come, it was {x.dtype} {tuple(x.shape)}")
         if info.layers.is_first and not 0 <= int(x.min()) <= int(x.max()) < info.vocab_size:
             raise InferenceError("invalid_tensor", f"a token is none of the {info.vocab_size} that the model knows")
-
-    def _load_layer(self, seen: ModelSeen, index: int, how: Packing) -> _Layer:
-        about, at = self._about, f"model.layers.{index}."
-        # Opened layer by layer: what is read of a file leaves memory with its layer.
-        weights = weights_of(seen.folder, Layers(index, index + 1, seen.layers))
-        attention, mlp = f"{at}self_attn.", f"{at}mlp."
-
-        def packed(prefix: str, *names: str) -> Linear:
-            return how.pack(*self._joined(weights, [f"{prefix}{name}" for name in names]))
-
-        is_fused = f"{attention}qkv_proj.weight" in weights
-        between = f"{at}post_attention_layernorm.weight"
-        names = [f"{at}input_layernorm.weight", between, None, None]
-        if about.norms_after:
-            names = [None, None, between, f"{at}post_feedforward_layernorm.weight"]
-        norms = [None if name is None else self._norm_weight(weights, name) for name in names]
-        of_heads = [self._norm_weight(weights, f"{attention}{name}_norm.weight") for name in "qk" if about.qk_norm]
-        return _Layer(
-            norms=(norms[0], norms[1]),
-            norms_after=(norms[2], norms[3]),
-            qkv=packed(attention, "qkv_proj") if is_fused else packed(attention, "q_proj", "k_proj", "v_proj"),
-            out=packed(attention, "o_proj"),
-            gate_up=packed(mlp, "gate_up_proj") if is_fused else packed(mlp, "gate_proj", "up_proj"),
-            down=packed(mlp, "down_proj"),
-            qk_norms=(of_heads[0], of_heads[1]) if of_heads else None,
-            window=about.windows[index],
-            is_turned=about.turns[index],
-        )
-
-    def _load_ends(self, seen: ModelSeen, layers: Layers, how: Packing) -> None:
-        weights = weights_of(seen.folder, layers)
-        embedding, head = "model.embed_tokens", "lm_head"
-        if layers.is_first:
-            self._embedding = _asked(weights, f"{embedding}.weight").to(self._device, self._flow)
-        if layers.is_last:
-            self._last_norm = self._norm_weight(weights, "model.norm.weight")
-            is_tied = getattr(seen.config, "tie_word_embeddings", False) or f"{head}.weight" not in weights
-            self._head = how.pack_head(*self._joined(weights, [embedding if is_tied else head]))
-
-    def _joined(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Return the weights of `names` one below the other, and their biases, None where they have none."""
-        parts = [_asked(weights, f"{name}.weight").to(self._device, self._flow) for name in names]
-        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
-        biases = [weights.get(f"{name}.bias") for name in names]
-        if not any(each is not None for each in biases):
-            return weight, None
-        filled = [
-            torch.zeros(len(part)) if bias is None else bias.float() for part, bias in zip(parts, biases, strict=True)
-        ]
-        return weight, torch.cat(filled).to(self._device, self._flow)
-
-    def _norm_weight(self, weights: Mapping[str, Tensor], name: str) -> Tensor:
-        weight = _asked(weights, name).to(self._device, torch.float32, copy=True)
-        return (weight + self._about.norm_offset).to(self._flow)
-
-
-def _check_fits(seen: ModelSeen, layers: Layers, how: Packing, free: int) -> None:
-    """Raise OwnersFault: the slice, and the largest tensor of it twice more while it is packed, has more bytes."""
-    names, numbers, largest = set(weights_of(seen.folder, layers)), 0, 0
-    is_tied = bool(getattr(seen.config, "tie_word_embeddings", False))
-    for path in weight_files(seen.folder):
-        for name, stored in stored_in(path):
-            is_idle = ("embed" in name and not (layers.is_first or (layers.is_last and is_tied))) or (
-                "lm_head" in name and not layers.is_last
-            )
-            if name in names and not is_idle:
-                numbers, largest = numbers + stored.numbers, max(largest, stored.numbers)
-    needed = int(numbers * how.bytes_per_number) + 2 * largest * how.flow.itemsize + SPARE_BYTES
-    if needed > free:
-        raise OwnersFault(
-            f"the layers {layers} of {seen.folder.name} need {needed >> 20} MiB as {how.name}, {free >> 20} are free: "
-            f"{(needed - free >> 20) + 1} MiB are missing"
-        )
-
-
-def _asked(weights: Mapping[str, Tensor], name: str) -> Any:
-    try:
-        return weights[name]
-    except KeyError:
-        raise OwnersFault(f"the model's files lack {name}") from None

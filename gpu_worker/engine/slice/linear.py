@@ -20,6 +20,8 @@ Pack = Callable[[Tensor, Tensor | None], Linear]
 
 GROUP = 32
 _HALF_MAX = 65_504.0
+# FBGEMM packs so many inputs together, the last ones with zeros.
+_HALF_WIDTH = 512
 # MKL packs for a number of rows and multiplies any; a pack for many is never slower with few, and twice as fast with 32
 # rows as a pack for 8.
 _PACK_ROWS = 256
@@ -45,7 +47,8 @@ def mkl_f32(weight: Tensor, bias: Tensor | None) -> Linear:
 
 def fbgemm_f16(weight: Tensor, bias: Tensor | None) -> Linear:
     """Half-precision weights, single-precision products and sums. Raises OwnersFault: a weight is no half number."""
-    if not bool(weight.abs().amax() <= _HALF_MAX):
+    least, most = weight.aminmax()
+    if not bool(torch.maximum(most, -least) <= _HALF_MAX):
         raise OwnersFault(f"a weight is beyond {_HALF_MAX:.0f}, the largest number of half precision")
     packed = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), bias)
     call = torch.ops.quantized.linear_dynamic_fp16
@@ -141,12 +144,14 @@ def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     least, most = groups.amin(-1), groups.amax(-1)
     scales = ((most - least) / 15).clamp_min_(1e-6)
     middles = least + 8 * scales
-    numbers = ((groups - middles[..., None]) / scales[..., None]).round_().add_(8).clamp_(0, 15)
+    numbers = (groups - middles[..., None]).div_(scales[..., None]).round_().add_(8).clamp_(0, 15)
     return numbers.view(out, width).to(torch.uint8), scales, middles
 
 
 def _row_scales(weight: Tensor, steps: int) -> Tensor:
-    return weight.abs().amax(1, keepdim=True).div_(steps).clamp_min_(1e-30)
+    # Without the copy that abs makes of a whole weight.
+    largest = torch.maximum(weight.amax(1, keepdim=True), weight.amin(1, keepdim=True).neg_())
+    return largest.div_(steps).clamp_min_(1e-30)
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -157,13 +162,17 @@ def _largest(x: Tensor) -> Tensor:
 class Packing(NamedTuple):
     """
     How a slice is served: its name, how weights and the head's are packed, and the dtype of what flows between layers.
+
+    The embedding is kept as `stored`. Weights are as wide as the next multiple of `width`.
     """
 
     name: str
     pack: Pack
     pack_head: Pack
     flow: torch.dtype
+    stored: torch.dtype
     bytes_per_number: float
+    width: int = 1
 
 
 def packing(dtype: str, quant: str, device: torch.device) -> Packing:
@@ -176,21 +185,22 @@ def packing(dtype: str, quant: str, device: torch.device) -> Packing:
     is_cpu, flows = device.type == "cpu", {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if dtype not in flows or quant not in ("none", "int8", "int4"):
         raise OwnersFault(f"{dtype} with {quant} is none of fp32, fp16, bf16 with none, int8, int4")
-    flow = torch.float32 if is_cpu else flows[dtype]
+    stored = flows[dtype]
+    flow = torch.float32 if is_cpu else stored
     int8 = x86_int8 if is_cpu and _has("fbgemm") else any_int8
     if quant == "int8":
-        return Packing("int8", int8, int8, flow, 1)
+        return Packing("int8", int8, int8, flow, stored, 1)
     if quant == "int4":
         # What chooses the token is kept finer, as llama.cpp does.
-        return Packing("int4", avx_int4 if is_cpu and _is_x86() else any_int4, int8, flow, 0.625)
+        return Packing("int4", avx_int4 if is_cpu and _is_x86() else any_int4, int8, flow, stored, 0.625)
     if not is_cpu:
-        return Packing(dtype, plain, plain, flow, flow.itemsize)
+        return Packing(dtype, plain, plain, flow, stored, flow.itemsize)
     if dtype == "fp32":
         pack = mkl_f32 if torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear") else plain
-        return Packing("fp32", pack, pack, flow, 4)
+        return Packing("fp32", pack, pack, flow, stored, 4)
     if not _has("fbgemm"):
         raise OwnersFault(f"this CPU build of torch has no product of {dtype} weights")
-    return Packing("fp16", fbgemm_f16, fbgemm_f16, flow, 2)
+    return Packing("fp16", fbgemm_f16, fbgemm_f16, flow, stored, 2, _HALF_WIDTH)
 
 
 def _has(engine: str) -> bool:

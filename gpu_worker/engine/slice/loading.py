@@ -162,28 +162,30 @@ def weights_of(folder: Path, layers: Layers) -> Mapping[str, torch.Tensor]:
     """
     Return the tensors of the owned layers, and all that belong to no layer, by their names in the files.
 
-    A tensor is read when it is asked for, and not kept here; on the CPU its pages are the file's and must not be
-    written. Raises OwnersFault: a file is cut off or broken.
+    A tensor is read when it is asked for, and not kept here; on the CPU its pages are the file's: they must not be
+    written, and leave memory with it. Raises OwnersFault: a file is cut off or broken.
     """
-    from safetensors import safe_open
-
-    where = {
-        name: path
-        for path in weight_files(folder)
-        for name, _ in stored_in(path)
-        if layers.start <= _layer_of(name, layers.start) < layers.end
-    }
-    with _as_owners_fault():
-        opened = {path: safe_open(path, framework="pt") for path in set(where.values())}
-    return _Weights({name: opened[path] for name, path in where.items()})
+    return _Weights(
+        {
+            name: path
+            for path in weight_files(folder)
+            for name, _ in stored_in(path)
+            if layers.start <= _layer_of(name, layers.start) < layers.end
+        }
+    )
 
 
 class _Weights(Mapping[str, torch.Tensor]):
-    def __init__(self, where: Mapping[str, Any]) -> None:
+    def __init__(self, where: Mapping[str, Path]) -> None:
         self._where = where
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        from safetensors import safe_open
+
+        path = self._where[name]
+        # Opened anew for each: what one opening has read stays in memory as long as it is open.
+        with _as_owners_fault(), safe_open(path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:

@@ -25,30 +25,36 @@ class Angles:
     Raises OwnersFault: the angles of this config's variant depend on how long the whole batch is.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: Any, device: torch.device) -> None:
         if (kind := rope_type(config)) not in STATIC:
             raise OwnersFault(f"rotary positions of the kind {kind[:40]} depend on a neighbour's length")
         family = str(config.model_type)
         module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
         made = next(getattr(module, name) for name in dir(module) if name.endswith("RotaryEmbedding"))(config=config)
         self._steps = made.inv_freq.float().to(device)
-        self._scale, self._dtype = float(made.attention_scaling), dtype
+        self._scale = float(made.attention_scaling)
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Return (cos, sin) of `positions` [N], each [N, 1, turned dims].
-
-        The sine of the first half is negative: a head turns by x * cos + swapped halves of x * sin.
-        """
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Return how the heads at `positions` [N] turn: complex numbers, [N, 1, turned dims / 2]."""
         angles = positions[:, None, None].float() * self._steps
-        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
-        return torch.cat((cos, cos), -1).to(self._dtype), torch.cat((-sin, sin), -1).to(self._dtype)
+        return torch.polar(torch.full_like(angles, self._scale), angles)
+
+    def paired(self, rows: Tensor, head_dim: int) -> Tensor:
+        """
+        Return what makes heads, [heads * head dim, ...], with the two numbers that turn together side by side.
+
+        Families keep them half a head apart; queries and keys that are reordered alike have the same product, and a
+        pair is one complex number.
+        """
+        turned = 2 * len(self._steps)
+        order = torch.arange(head_dim, device=rows.device)
+        order[:turned] = order[:turned].view(2, -1).t().flatten()
+        return rows.view(-1, head_dim, *rows.shape[1:])[:, order].reshape(rows.shape)
 
 
-def turn(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn `heads` [N, heads, dims] in place by the angles of their rows, [N, 1, turned dims]."""
-    turned = cos.shape[-1]
-    part = heads if turned == heads.shape[-1] else heads[..., :turned]
-    half = turned // 2
-    swapped = torch.cat((part[..., half:], part[..., :half]), -1)
-    torch.addcmul(part * cos, swapped, sin, out=part)
+def turn(heads: Tensor, angles: Tensor) -> None:
+    """Turn `heads` [N, heads, dims], their numbers `paired`, in place by the `angles` of their rows."""
+    part = heads[..., : 2 * angles.shape[-1]].unflatten(-1, (-1, 2))
+    numbers = torch.view_as_complex(part.float()).mul_(angles)
+    if part.dtype != torch.float32:
+        part.copy_(torch.view_as_real(numbers))

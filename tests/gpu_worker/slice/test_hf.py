@@ -14,14 +14,17 @@ from gpu_worker.engine.slice.loading import load_slice, look_at
 from tests.fixtures.tiny_families import LAYERS, VOCABULARY, TinyFamilies, make_model
 from tests.gpu_worker.slice.pipeline import CACHE_BYTES, Pipeline, stage_of
 
+# 64 positions of five layers, and the rows of one layer beside them.
+CAP = 64 * (1_280 + 256)
+
 
 @pytest.fixture(scope="module")
 def stage(tiny_families: TinyFamilies) -> HfStage:
-    return stage_of(tiny_families.folder("llama"), 0, LAYERS, cache_bytes_max=64 * 1_280)
+    return stage_of(tiny_families.folder("llama"), 0, LAYERS, cache_bytes_max=CAP)
 
 
 def test_sessions_take_what_they_reserve_and_give_it_back(stage: HfStage) -> None:
-    assert (stage.cache.positions_max, stage.cache.bytes_max) == (64, 64 * 1_280)
+    assert (stage.cache.positions_max, stage.cache.bytes_max) == (64, CAP)
     stage.open("a", 40)
     with pytest.raises(InferenceError, match="25 positions do not fit") as refused:
         stage.open("b", 25)
@@ -152,3 +155,29 @@ def test_a_long_neighbour_is_a_pass_of_its_own_that_copies_nothing(tmp_path: Pat
     # Keys alone of four sessions padded to the longest would be 4 * 2 heads * 2 000 positions * 16 floats.
     most = max(event.self_cpu_memory_usage for event in profile.events())
     assert most < 4 * 2 * 2_000 * 16 * 4
+
+
+def test_what_a_pass_copies_of_a_layer_is_part_of_the_cap(tmp_path: Path) -> None:
+    """Sessions that go together are copied side by side: as many as there is room for, the others are a pass more."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY}
+    make_model(tmp_path / "m", "llama", {**sizes, "hidden_size": 64, "intermediate_size": 128})
+    # A position is 2 layers of 2 sides of 2 heads of 16 floats.
+    positions, of_layer = 600, 2 * 2 * 16 * 4
+    loaded = load_slice(look_at(tmp_path / "m"), Layers(0, 2, 2))
+    stage = HfStage(loaded, cache_bytes_max=positions * 3 * of_layer)
+    assert stage.cache.positions_max == positions
+    alone, lengths = {}, {"a": 255, "b": 130, "c": 9, "d": 200}
+    for name, length in lengths.items():
+        stage.open(name, length + 1)
+        stage.forward(torch.arange(length) % VOCABULARY, [Run(session=name, epoch=0, position=0, count=length)])
+        run = Run(session=name, epoch=0, position=length, count=1, samples=True)
+        alone[name] = stage.forward(torch.tensor([5]), [run])[0]
+        stage.rollback(name, length)
+    runs = [Run(session=name, epoch=0, position=length, count=1, samples=True) for name, length in lengths.items()]
+    passes: list[int] = []
+    embed = loaded.model.get_input_embeddings()
+    embed.register_forward_pre_hook(lambda block, args: passes.append(len(args[0])))
+    together = stage.forward(torch.tensor([5] * 4), runs)
+    assert passes == [2, 2]
+    for one, other in zip(together, alone.values(), strict=True):
+        assert float((one - other).abs().max() / other.abs().max()) < 1e-5

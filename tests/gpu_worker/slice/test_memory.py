@@ -71,15 +71,67 @@ for case in ("unsplit", "0:8 auto", "0:4 auto", "4:8 auto", "2:4 auto", "0:4 bf1
 print(json.dumps(found))
 """
 
+# A smaller one of widths that no back end pads: what its slices take in the checkpoint.
+ADMITTED_MODEL = {"hidden_size": 512, "num_attention_heads": 8}
+LAYER, END = 512 * (2 * 512 + 2 * 256 + 3 * 2_048 + 2), 512 * 512
+SHARES = {
+    "fp32 0:8 auto": 4 * (8 * LAYER + 2 * END),
+    "fp32 4:8 auto": 4 * (4 * LAYER + END),
+    "fp32 0:4 hf": 4 * (4 * LAYER + END),
+    "bf16 0:8 auto": 2 * (8 * LAYER + 2 * END),
+}
+# As above, of what a worker does: the back end is admitted. A small model's slice says what is no slice's.
+ADMITTED = """
+import json, os, re, sys
+from pathlib import Path
+from gpu_worker.core.errors import OwnersFault
+from gpu_worker.core.inference.layers import Layers
+from gpu_worker.engine.slice.admission import admit
+from gpu_worker.engine.slice.lean import LeanStage
+from gpu_worker.engine.slice.loading import SPARE_BYTES, load_slice, look_at
 
-def _make_model(folder: Path) -> None:
+def status(word):
+    line = next(line for line in open("/proc/self/status") if line.startswith(word))
+    return int(line.split()[1]) * 1024
+
+def said(folder, layers, back_end):
+    # What it asks for before it is loaded.
+    seen, owned = look_at(folder), Layers.parse(layers, 8)
+    try:
+        if back_end == "hf":
+            load_slice(seen, owned, free_bytes=0)
+        LeanStage(seen, owned, cache_bytes_max=2**20, free_bytes=0)
+    except OwnersFault as error:
+        return int(re.search("need ([0-9]+) MiB", str(error))[1]) * 2**20 - SPARE_BYTES
+
+folder, found = Path(sys.argv[1]), {}
+admit(folder / "small fp32", "0:8", cache_bytes_max=2**20)
+for case in sys.argv[2:]:
+    size, dtype, layers, back_end = case.split()
+    model = f"{size} {dtype}"
+    read, write = os.pipe()
+    if os.fork() == 0:
+        before = status("VmRSS")
+        stage = admit(folder / model, layers, cache_bytes_max=2**20, back_end=back_end)
+        peak = status("VmHWM") - before
+        told = [stage.info.back_end, peak, said(folder / model, layers, back_end)]
+        os.write(write, json.dumps(told).encode())
+        os._exit(0)
+    os.close(write)
+    found[case] = json.loads(os.read(read, 1000))
+    os.wait()
+print(json.dumps(found))
+"""
+
+
+def _make_model(folder: Path, *, dtype: torch.dtype = torch.float32, **sizes: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**MODEL)
+    config = LlamaConfig(**{**MODEL, **sizes}, tie_word_embeddings=False)
     config.save_pretrained(folder)
     with torch.device("meta"):
         shapes = {name: each.shape for name, each in LlamaForCausalLM(config).named_parameters()}
-    tensors = {name: torch.full(shape, 0.01) for name, shape in shapes.items()}
+    tensors = {name: torch.full(shape, 0.01, dtype=dtype) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -88,8 +140,22 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return for every case the bytes of its weights, its peak above what the program took before, and its calls."""
     folder = tmp_path_factory.mktemp("large")
     _make_model(folder)
+    return _told_by(PROGRAM, folder)
+
+
+@pytest.fixture(scope="module")
+def admitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return for every case the back end, its peak above what the program took before, and what it asks for."""
+    folder = tmp_path_factory.mktemp("admitted")
+    for word, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        _make_model(folder / f"small {word}", dtype=dtype, hidden_size=96, intermediate_size=128)
+        _make_model(folder / f"large {word}", dtype=dtype, **ADMITTED_MODEL)
+    return _told_by(ADMITTED, folder, *(f"{size} {case}" for case in SHARES for size in ("small", "large")))
+
+
+def _told_by(program: str, folder: Path, *cases: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder)],
+        [sys.executable, "-c", program, str(folder), *cases],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "nothing")},
         capture_output=True,
@@ -116,3 +182,15 @@ def test_a_slice_takes_its_share_of_the_memory(found: dict[str, Any]) -> None:
 
 def test_loading_asks_no_network(found: dict[str, Any]) -> None:
     assert [asked for case, (_, _, asked) in found.items() if case != "unsplit"] == [[]] * 5
+
+
+@pytest.mark.row(43)
+@pytest.mark.parametrize("case", SHARES)
+def test_an_admitted_slice_takes_its_share_and_what_it_asked_for(admitted: dict[str, Any], case: str) -> None:
+    """Its self-test and what is packed included, in the dtype of its checkpoint; on a CPU half precision too."""
+    back_end, peak, asked = admitted[f"large {case}"]
+    _, base, asked_by_small = admitted[f"small {case}"]
+    assert back_end == ("hf" if case.endswith("hf") else {"fp32": "lean fp32", "bf16": "lean fp16"}[case[:4]])
+    taken = peak - base
+    assert 0.9 * SHARES[case] < taken < 1.15 * SHARES[case]
+    assert 0.9 < taken / (asked - asked_by_small) < 1.1
