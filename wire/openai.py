@@ -11,12 +11,15 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_core import from_json
+
+from wire.lenient import Lenient
+from wire.openai_tools import NamedTool, ToolChoice, Tools, calls_schema, demanded
 
 STOPS_MAX = 4
 STOP_CHARS_MAX = 1_000
 MESSAGES_MAX = 10_000
-TOOLS_MAX = 128
 TOP_LOGPROBS_MAX = 20
 COMPLETION_TOKENS = 16
 MESSAGE_CHARS_MAX = 300
@@ -32,10 +35,6 @@ class Refused(NamedTuple):
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
-
-
-class Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, protected_namespaces=())
 
 
 class StreamOptions(Lenient):
@@ -95,6 +94,11 @@ class Choosing(Lenient):
         return self.max_tokens
 
     @property
+    def schema_text(self) -> str | None:
+        """The JSON schema that the answer must match, None where any text will do."""
+        return None if self.response_format is None else self.response_format.schema_text
+
+    @property
     def tells_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
@@ -148,8 +152,8 @@ class ChatMessage(Lenient):
 def _object(call: ToolCall) -> Any:
     """Return a call's arguments as an object, which templates write in their own way; as text where they are none."""
     try:
-        return json.loads(call.function.arguments)
-    except (ValueError, RecursionError):
+        return from_json(call.function.arguments)
+    except ValueError:
         return call.function.arguments
 
 
@@ -158,8 +162,9 @@ class ChatRequest(Choosing):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
-    tools: Annotated[tuple[dict[str, Any], ...], Field(max_length=TOOLS_MAX)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     audio: Any = None
     modalities: tuple[str, ...] | None = None
@@ -174,8 +179,24 @@ class ChatRequest(Choosing):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def offered_tools(self) -> tuple[dict[str, Any], ...]:
+    def offered_tools(self) -> Tools:
         return () if self.tool_choice == "none" else self.tools or ()
+
+    @property
+    def demands_call(self) -> bool:
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def calls_max(self) -> int | None:
+        """How many calls an answer may have, None: any number."""
+        return 1 if isinstance(self.tool_choice, NamedTool) or self.parallel_tool_calls is False else None
+
+    @property
+    def schema_text(self) -> str | None:
+        """The JSON schema that the answer must match; a demanded call comes before a format of text."""
+        if not self.demands_call:
+            return super().schema_text
+        return calls_schema(demanded(self.offered_tools, self.tool_choice), self.calls_max)
 
 
 class CompletionRequest(Choosing):
@@ -214,6 +235,10 @@ def refused(request: ChatRequest | CompletionRequest) -> Refused | None:
 def _foreign_part(request: ChatRequest) -> bool:
     contents = (message.content for message in request.messages)
     return any(part.type != "text" for parts in contents if not isinstance(parts, str) for part in parts or ())
+
+
+def _foreign_parameters(request: ChatRequest) -> bool:
+    return any(each.function.schema_of_arguments["type"] != "object" for each in request.tools or ())
 
 
 def _unsaid(request: ChatRequest) -> bool:
@@ -255,9 +280,10 @@ _CHAT: _Rules = (
     ),
     (
         "tool_choice",
-        "no tool can be forced: tool_choice must be none or auto",
-        lambda asked: asked.tool_choice not in (None, "none", "auto"),
+        "tool_choice demands a call of a tool that is not among tools",
+        lambda asked: asked.demands_call and not demanded(asked.offered_tools, asked.tool_choice),
     ),
+    ("tools", "the parameters of a tool are an object", _foreign_parameters),
 )
 _COMPLETION: _Rules = (
     ("suffix", "text is only continued, not filled in", lambda asked: bool(asked.suffix)),

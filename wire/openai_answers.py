@@ -33,6 +33,17 @@ class Heading(NamedTuple):
     fingerprint: str
 
 
+class ToolCall(NamedTuple):
+    """`arguments` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def body(self) -> JsonObject:
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
 class Usage(NamedTuple):
     prompt: int
     completion: int
@@ -48,9 +59,16 @@ class Usage(NamedTuple):
 
 
 def chat_answer(
-    heading: Heading, text: str, told: Sequence[Told] | None, finish_reason: str, usage: Usage
+    heading: Heading,
+    text: str | None,
+    told: Sequence[Told] | None,
+    finish_reason: str,
+    usage: Usage,
+    calls: Sequence[ToolCall] = (),
 ) -> JsonObject:
-    message = {"role": "assistant", "content": text, "refusal": None}
+    message: JsonObject = {"role": "assistant", "content": text, "refusal": None}
+    if calls:
+        message["tool_calls"] = [call.body() for call in calls]
     choice = {"index": 0, "message": message, "logprobs": _chat_logprobs(told), "finish_reason": finish_reason}
     return {**_begin(heading, "chat.completion"), "choices": [choice], "usage": usage.body()}
 
@@ -60,6 +78,13 @@ def chat_chunk(
 ) -> JsonObject:
     choice = {"index": 0, "delta": delta, "logprobs": _chat_logprobs(told), "finish_reason": finish_reason}
     return {**_begin(heading, "chat.completion.chunk"), "choices": [choice]}
+
+
+def call_chunks(heading: Heading, index: int, call: ToolCall) -> tuple[JsonObject, JsonObject]:
+    """Return the two chunks that tell of a call: what is called, then with what."""
+    begun = {"index": index, **call._replace(arguments="").body()}
+    rest = {"index": index, "function": {"arguments": call.arguments}}
+    return chat_chunk(heading, {"tool_calls": [begun]}), chat_chunk(heading, {"tool_calls": [rest]})
 
 
 def completion(

@@ -117,6 +117,13 @@ def _pipeline(service: Service) -> Iterator["Metric"]:
     yield _counter(
         "livery_sessions_replayed", "Sessions whose tokens went through again.", stats.replayed_sessions, service
     )
+    yield _counter(
+        "livery_sessions_changed_kinds",
+        "Sessions that went on over stages which compute in another way, maybe to other tokens.",
+        stats.changed_kinds,
+        service,
+    )
+    yield _counter("livery_sessions_refused", "Sessions that were not taken in.", stats.refused, service)
     yield _counter("livery_route_moves", "Changes of the route, planned ones too.", stats.moves, service)
     yield _counter("livery_pipeline_steps", "Steps through all stages.", stats.steps, service)
     yield _counter("livery_pipeline_rows", "Rows of those steps.", stats.rows, service)

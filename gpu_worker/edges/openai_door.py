@@ -11,17 +11,20 @@ from typing import Any, NamedTuple
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gpu_worker.core.inference.asking import openai_sampling
+from gpu_worker.core.inference.calls import FORCED, CallFinder, Format, format_of
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.edges import openai_errors as errors
 from gpu_worker.edges.openai_gate import Gate
 from gpu_worker.edges.openai_shapes import ChatShape, CompletionShape, Shape
-from gpu_worker.inference.text.generation import Ask, Generation, begin
+from gpu_worker.inference.ports import Text
+from gpu_worker.inference.text.generation import Ask, Generation, Piece, begin
 from gpu_worker.inference.text.prompts import chat_prompt, decoded, text_prompt
 from gpu_worker.inference.text.service import Service
 from inbound.events import EventStream, while_connected
@@ -51,7 +54,16 @@ def openai_app(service: Service) -> ASGIApp:
     )
     app.router.redirect_slashes = False
     app.state.service = service
-    return Gate(app, service)
+    gate = Gate(app, service)
+    if not service.origins:
+        return gate
+    return CORSMiddleware(
+        gate,
+        allow_origins=service.origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", "openai-processing-ms", "x-gpu-weights-hash", "retry-after"),
+    )
 
 
 class Begun(NamedTuple):
@@ -68,7 +80,9 @@ async def chat_completions(request: Request) -> Response:
 
     async def start() -> Begun:
         prompt = await chat_prompt(text, asked, generator.info.context)
-        return Begun(await begin(service, _ask(service, asked, prompt)), ChatShape(tells_tokens=bool(asked.logprobs)))
+        form = _format(asked, text)
+        ask = _ask(service, asked, prompt, () if form is None else form.marks)
+        return Begun(await begin(service, ask), _chat_shape(service, asked, form))
 
     return await _answer(request, asked, await while_connected(request.receive, start()))
 
@@ -135,7 +149,27 @@ async def _read(request: Request, kind: type[Choosing]) -> Any:
     return asked
 
 
-def _ask(service: Service, asked: ChatRequest | CompletionRequest, prompt: tuple[int, ...]) -> Ask:
+def _format(asked: ChatRequest, text: Text) -> Format | None:
+    """Return how calls of tools stand in the answer, None where none are looked for."""
+    return FORCED if asked.demands_call else format_of(text.template) if asked.offered_tools else None
+
+
+def _chat_shape(service: Service, asked: ChatRequest, form: Format | None) -> ChatShape:
+    if form is None:
+        return ChatShape(tells_tokens=bool(asked.logprobs))
+
+    def new_id() -> str:
+        drawn = service.new_id()
+        # Some templates take no longer ones back.
+        return f"call_{drawn}" if form.id_chars is None else drawn[: form.id_chars]
+
+    finder = CallFinder(form, [tool.function.name for tool in asked.offered_tools], asked.calls_max)
+    return ChatShape(tells_tokens=bool(asked.logprobs), finder=finder, new_id=new_id)
+
+
+def _ask(
+    service: Service, asked: ChatRequest | CompletionRequest, prompt: tuple[int, ...], shows: tuple[str, ...] = ()
+) -> Ask:
     _, text = service.speaker()
     sampling = openai_sampling(asked, text.eos, service.new_seed())
     return Ask(
@@ -144,6 +178,7 @@ def _ask(service: Service, asked: ChatRequest | CompletionRequest, prompt: tuple
         sampling=sampling,
         stops=asked.stop or (),
         tokens_usual=COMPLETION_TOKENS if isinstance(asked, CompletionRequest) else None,
+        shows=shows,
     )
 
 
@@ -158,21 +193,17 @@ async def _answer(request: Request, asked: Choosing, begun: Begun) -> Response:
         events = _events(request.url.path, generation, shape, heading, asked.tells_usage)
         return EventStream(events, closing=generation.close, headers=headers)
     try:
-        text, told = await while_connected(request.receive, _gathered(generation))
+        piece = await while_connected(request.receive, _gathered(generation))
     finally:
         await generation.close()
     usage = answers.Usage(generation.prompt_tokens, generation.tokens)
     assert generation.finish_reason is not None
-    return errors.OpenAiReply(shape.whole(heading, text, told, generation.finish_reason, usage), headers=headers)
+    return errors.OpenAiReply(shape.whole(heading, piece, generation.finish_reason, usage), headers=headers)
 
 
-async def _gathered(generation: Generation) -> tuple[str, list[answers.Told]]:
-    texts: list[str] = []
-    told: list[answers.Told] = []
-    async for piece in generation.pieces():
-        texts.append(piece.text)
-        told += piece.told
-    return "".join(texts), told
+async def _gathered(generation: Generation) -> Piece:
+    pieces = [piece async for piece in generation.pieces()]
+    return Piece("".join(piece.text for piece in pieces), tuple(told for piece in pieces for told in piece.told))
 
 
 async def _events(
@@ -185,8 +216,10 @@ async def _events(
         for chunk in shape.opening(heading):
             yield _event({**chunk, **every})
         async for piece in generation.pieces():
-            yield _event({**shape.chunk(heading, piece.text, piece.told), **every})
-        yield _event({**shape.last(heading, generation.finish_reason or "stop"), **every})
+            for chunk in shape.chunks(heading, piece):
+                yield _event({**chunk, **every})
+        for chunk in shape.last(heading, generation.finish_reason or "stop"):
+            yield _event({**chunk, **every})
         if tells_usage:
             usage = answers.Usage(generation.prompt_tokens, generation.tokens)
             yield _event(answers.usage_chunk(heading, shape.kind, usage))

@@ -69,6 +69,8 @@ class Gate:
             missing = "no API key was sent: set `Authorization: Bearer <key>`"
             message = missing if fault == "missing" else "the API key is wrong"
             return refusal(Refused(message, code="invalid_api_key"), 401, _CHALLENGE)
-        if (foreign := page_fault(scope, self._service.secret)) is not None:
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        is_invited = len(origins) == 1 and origins[0] in self._service.origins
+        if not is_invited and (foreign := page_fault(scope, self._service.secret)) is not None:
             return refusal(Refused(foreign[1], code=foreign[0]), 403)
         return None

@@ -24,7 +24,7 @@ def openai_sampling(request: ChatRequest | CompletionRequest, eos: tuple[int, ..
         logit_bias=request.logit_bias or {},
         seed=_or(request.seed, drawn_seed) % _SEEDS,
         logprobs=request.logprobs_count if isinstance(request, ChatRequest) else request.logprobs,
-        schema=None if request.response_format is None else request.response_format.schema_text,
+        schema=request.schema_text,
         eos=eos,
         ignore_eos=bool(request.ignore_eos),
     )

@@ -39,12 +39,12 @@ def feed(stops: Stops, piece: str) -> Fed:
     if hits:
         _, begin, stop = min(hits)
         return Fed(Stops(stops.strings), text[:begin], stop)
-    keep = max(_beginning(text, stop) for stop in stops.strings)
+    keep = max(beginning(text, stop) for stop in stops.strings)
     shown = len(text) - keep
     return Fed(Stops(stops.strings, text[shown:]), text[:shown])
 
 
-def _beginning(text: str, stop: str) -> int:
+def beginning(text: str, stop: str) -> int:
     """Return how many characters at the end of `text` are the beginning of `stop`, less than all of it."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):

@@ -5,17 +5,19 @@ So a stage that takes over a session knows as much as the one that is gone.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.engine.slice.schema_trial import SchemaFault, check, compiled, tried
 
-# What a schema from outside may cost: some tenths of a second to compile, some tens of megabytes. The compiler has
-# limits of its own; what it does not hold to them (each of these was seen to take minutes) is refused before it.
+# What is known to take minutes is refused at once; what is not known is tried in a process of its own.
 SCHEMA_CHARS_MAX = 32 * 1024
 PATTERNS_MAX = 32
 # Where several of them may have to hold for one string.
@@ -23,16 +25,7 @@ JOINT_PATTERNS_MAX = 4
 BRANCHES_MAX = 16
 # A multiple is found by an automaton of so many states.
 MULTIPLE_MAX = 1_000
-_LIMITS = {
-    "initial_lexer_fuel": 500_000,
-    "step_lexer_fuel": 100_000,
-    "step_max_items": 20_000,
-    "max_lexer_states": 20_000,
-    "max_grammar_size": 50_000,
-    "verbose_errors": False,
-}
 _CACHED = 64
-_ERROR_CHARS = 300
 
 
 class Grammars:
@@ -60,30 +53,30 @@ class Grammars:
         self.eos = eos[0]
         self._compiled = lru_cache(_CACHED)(self._compile)
 
+    def prepare(self, schema: str) -> None:
+        """
+        Compile a schema for the `constraint` that comes; any thread may call it, and takes its time.
+
+        Raises InferenceError invalid_argument: the schema cannot be compiled or is too large.
+        """
+        self._compiled(canonical(schema))
+
     def constraint(self, schema: str, generated: Sequence[int] = ()) -> "Constraint":
         """
-        Return the state after the tokens `generated`.
+        Return the state after the tokens `generated`; at once where the schema is prepared.
 
         Raises:
             InferenceError: invalid_argument: the schema cannot be compiled or is too large, or the tokens do not match.
         """
-        found = Constraint(self._compiled(_canonical(schema)).deep_copy(), self)
+        found = Constraint(self._compiled(canonical(schema)).deep_copy(), self)
         for token in generated:
             found.take(token)
         return found
 
     def _compile(self, schema: str) -> Any:
-        from llguidance import LLMatcher, LLParserLimits
-
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"lenient": False})
-        except ValueError as error:
-            raise InferenceError("invalid_argument", f"the JSON schema cannot be used: {error}") from error
-        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
-        # The first mask finds what compiling does not: a schema that nothing matches.
-        matcher.is_error() or matcher.compute_bitmask()
-        _check(matcher)
-        return matcher
+        check_schema(schema)
+        with _told():
+            return compiled(self._tokens, schema)
 
 
 class Constraint:
@@ -105,7 +98,8 @@ class Constraint:
         Raises InferenceError invalid_argument: the schema is more than what its masks may cost.
         """
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        _check(self._matcher)
+        with _told():
+            check(self._matcher)
         found: np.ndarray = np.unpackbits(mask, count=self._grammars.vocab_size, bitorder="little").view(np.bool_)
         may_end = found[self._grammars.eos]
         found[self._grammars.eos] = False
@@ -115,17 +109,32 @@ class Constraint:
     def take(self, token: int) -> None:
         """Go on behind `token`. Raises InferenceError: it does not match."""
         self._matcher.consume_token(token)
-        _check(self._matcher)
+        with _told():
+            check(self._matcher)
 
 
-def _canonical(schema: str) -> str:
+def check_schema(schema: str) -> None:
+    """
+    Return if a schema can be compiled, which is tried in a process of its own; it is waited for.
+
+    Raises InferenceError: invalid_argument: it cannot be; no_capacity: this machine is too busy to say.
+    """
+    try:
+        why = tried(canonical(schema))
+    except OSError as busy:  # a TimeoutError is one
+        raise InferenceError("no_capacity", f"the JSON schema could not be tried: {busy}") from None
+    if why is not None:
+        raise InferenceError("invalid_argument", f"the JSON schema cannot be used: {why}")
+
+
+def canonical(schema: str) -> str:
     """Return a schema as JSON that is nothing else besides. Raises InferenceError."""
     why = f"it has more than {SCHEMA_CHARS_MAX} characters" if len(schema) > SCHEMA_CHARS_MAX else None
     found: Any = True
     if why is None:
         try:
-            found = json.loads(schema)
-        except (ValueError, RecursionError):
+            found = from_json(schema, allow_inf_nan=False)
+        except ValueError:
             why = "it is no JSON"  # or deeper than anyone writes
     if why is None:
         why = _flaw(found) if isinstance(found, dict | bool) else "it is neither an object nor true"
@@ -133,6 +142,14 @@ def _canonical(schema: str) -> str:
         raise InferenceError("invalid_argument", f"the JSON schema cannot be used: {why}")
     # Without spaces of the sender's, so that equal ones are compiled once.
     return json.dumps(found)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except SchemaFault as fault:
+        raise InferenceError("invalid_argument", f"the JSON schema cannot be used: {fault}") from fault
 
 
 def _flaw(schema: Any) -> str | None:
@@ -167,9 +184,3 @@ def _is_small(multiple: float) -> bool:
         return False
     whole: int = int("".join(map(str, digits))) * 10 ** max(0, exponent)
     return whole <= MULTIPLE_MAX
-
-
-def _check(matcher: Any) -> None:
-    if matcher.is_error():
-        said = " ".join(matcher.get_error().split("<state>")[0].split())
-        raise InferenceError("invalid_argument", f"the JSON schema cannot be used: {said[:_ERROR_CHARS]}")

@@ -1,11 +1,17 @@
-"""The sessions that are open on a stage: their room in its cache, how they are sampled, and when one is forgotten."""
+"""
+The sessions that are open in an engine: their room in its cache, how they are sampled, and when one is forgotten.
+
+Which epoch counts and who is idle `inference.stage.sessions` has decided before a step comes here. The rules stand here
+as the last line, so that no caller can break a cache or keep one for ever.
+"""
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from threading import Lock
 
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.step import Open
-from gpu_worker.engine.slice.constraint import Grammars
+from gpu_worker.engine.slice.constraint import Grammars, check_schema
 from gpu_worker.engine.slice.stage import Stage
 from gpu_worker.engine.slice.voice import Voice
 
@@ -35,6 +41,7 @@ class Sessions:
         self._all: dict[str, Session] = {}
         self._make_grammars = grammars
         self._made_grammars: Grammars | None = None
+        self._making = Lock()
         self._looked_s: float | None = None
 
     def find(self, session: str) -> Session | None:
@@ -105,9 +112,18 @@ class Sessions:
             self.close(name)
         return len(idle)
 
+    def prepare(self, schema: str) -> None:
+        """Compile a JSON schema for a session that will be opened; any thread may call it. Raises InferenceError."""
+        if self._stage.info.layers.is_last:
+            self._grammars().prepare(schema)
+        else:
+            check_schema(schema)
+
     def _grammars(self) -> Grammars:
-        if self._made_grammars is None:
-            if self._make_grammars is None:
-                raise InferenceError("invalid_argument", "this stage has no tokenizer, so no output can match a schema")
-            self._made_grammars = self._make_grammars()
-        return self._made_grammars
+        with self._making:
+            if self._made_grammars is None:
+                if self._make_grammars is None:
+                    no = "this stage has no tokenizer, so no output can match a schema"
+                    raise InferenceError("invalid_argument", no)
+                self._made_grammars = self._make_grammars()
+            return self._made_grammars

@@ -8,7 +8,7 @@ what it makes.
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,12 @@ class FolderText:
         return self._eos
 
     @property
+    def template(self) -> str:
+        """The chat template's own text; of several that for tools, and those beside it."""
+        told = self._tokenizer.chat_template or ""
+        return "\n".join(told.values()) if isinstance(told, dict) else str(told)
+
+    @property
     def token_chars_max(self) -> int:
         return self._token_chars_max
 
@@ -127,9 +133,14 @@ class FolderText:
             raise BadInput("invalid_field", f"the chat template makes more than {self._chars_max} characters of a chat")
         return self._encoded(text, is_whole=False)
 
-    def stream(self, after: Sequence[int] = ()) -> "FolderTextStream":
-        """Return the decoder of an answer; `after` are the tokens before it, whose spaces it then keeps."""
-        return FolderTextStream(self._tokenizer, after)
+    def stream(self, after: Sequence[int] = (), shows: Sequence[str] = ()) -> "FolderTextStream":
+        """
+        Return the decoder of an answer; `after` are the tokens before it, whose spaces it then keeps.
+
+        Special tokens are nothing, but for those that `shows` names.
+        """
+        special = {str(token): number for number, token in self._tokenizer.added_tokens_decoder.items()}
+        return FolderTextStream(self._tokenizer, after, {special[each]: each for each in shows if each in special})
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for in the middle of a text, maybe a part of a character."""
@@ -165,13 +176,14 @@ class FolderText:
 
 class FolderTextStream:
     """
-    Decodes one answer token by token. Special tokens are nothing.
+    Decodes one answer token by token. Special tokens are nothing, but for those whose text `shown` has.
 
     Some tokens before the new one are decoded with it, because a piece's spaces hang on what is before it.
     """
 
-    def __init__(self, tokenizer: Any, after: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, after: Sequence[int] = (), shown: Mapping[int, str] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._marks = shown or {}
         # Not from the middle of a character on, as far as that can be.
         starts = (list(after[-_WINDOW // 2 - more :]) for more in range(_UNFINISHED_MAX + 1))
         self._window = next((each for each in starts if _BROKEN not in self._text(each)), [])
@@ -183,6 +195,10 @@ class FolderTextStream:
 
     def push(self, token: int) -> str:
         """Return the text that is whole with this token, often nothing."""
+        if token in self._marks:
+            said = self.end() + self._marks[token]
+            self._window, self._wholes, self._shown, self._pending = [], [], 0, 0
+            return said
         self._window.append(token)
         self._pending += 1
         text = self._text(self._window)

@@ -17,7 +17,8 @@ class Ask:
     """
     What a request wants, by whichever door it came.
 
-    `tokens_max` None: as many as the context has room for, and of these not more than `tokens_usual`.
+    `tokens_max` None: as many as the context has room for, and of these not more than `tokens_usual`. `shows` are
+    special tokens that are in the text all the same.
     """
 
     prompt: tuple[int, ...]
@@ -25,6 +26,7 @@ class Ask:
     sampling: Sampling
     stops: tuple[str, ...] = ()
     tokens_usual: int | None = None
+    shows: tuple[str, ...] = ()
 
 
 class Piece(NamedTuple):
@@ -48,7 +50,7 @@ async def begin(service: Service, ask: Ask) -> "Generation":
     session, began_s = service.new_id(), service.monotonic()
     request = TokenRequest(session=session, prompt=ask.prompt, tokens_max=tokens_max, sampling=ask.sampling)
     stream: TokenStream = await generator.start(request) if tokens_max else _Nothing()
-    return Generation(service, speaker, request, ask.stops, stream, began_s)
+    return Generation(service, speaker, request, ask, stream, began_s)
 
 
 def _tokens_max(ask: Ask, context: int) -> int:
@@ -84,7 +86,7 @@ class Generation:
         service: Service,
         speaker: tuple[Generator, Text],
         request: TokenRequest,
-        stops: tuple[str, ...],
+        ask: Ask,
         stream: TokenStream,
         began_s: float,
     ) -> None:
@@ -95,8 +97,8 @@ class Generation:
         self.tokens = 0
         self.finish_reason: str | None = None
         self._service, self._text, self._request, self._stream = service, text, request, stream
-        self._stops = Stops(stops)
-        self._decoder = text.stream(request.prompt)
+        self._stops = Stops(ask.stops)
+        self._decoder = text.stream(request.prompt, ask.shows)
         self._shown = self._decoded = 0
         self._untold: list[Told] = []
         self._began_s, self._admitted_s = began_s, service.monotonic()

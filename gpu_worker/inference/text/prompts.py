@@ -47,7 +47,7 @@ def _chat_prompt(
     if not asked.offered_tools:
         return plain
     try:
-        offered = text.chat(messages, tools=list(asked.offered_tools), **options)
+        offered = text.chat(messages, tools=[tool.for_template() for tool in asked.offered_tools], **options)
     except BadInput as error:
         raise InferenceError("invalid_argument", str(error), "tools") from error
     if offered == plain:

@@ -34,14 +34,15 @@ class Service:
     """
     What the doors of inference stand before. Whoever loads the model sets the fields from `layers` to `is_draining`.
 
-    `secret` is the bearer that is asked for, empty: none. `address` is the worker's own on the chain, empty: it has
-    none. `generator` and `text` are None until the model is loaded, and stay so on a stage that is not the head;
-    `is_loaded` says that its layers are. `head_url` tells where a stage that is not the head has its head's door.
-    `cache` and `stages` are asked when somebody looks. The clocks are in seconds.
+    `secret` is the bearer that is asked for, empty: none. Web pages of `origins` may call as programs do. `address` is
+    the worker's own on the chain, empty: it has none. `generator` and `text` are None until the model is loaded, and
+    stay so on a stage that is not the head; `is_loaded` says that its layers are. `head_url` tells where a stage that
+    is not the head has its head's door. `cache` and `stages` are asked when somebody looks. The clocks are in seconds.
     """
 
     model: str
     secret: str = ""
+    origins: tuple[str, ...] = ()
     address: str = ""
     layers: Layers | None = None
     generator: Generator | None = None

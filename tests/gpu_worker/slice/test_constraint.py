@@ -1,6 +1,7 @@
 """Output that matches a JSON schema: always valid, the same after a failover, and refused before it costs anything."""
 
 import json
+import sys
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.engine.slice.constraint import SCHEMA_CHARS_MAX, Grammars
 from gpu_worker.engine.slice.sampler import choose
 from gpu_worker.engine.slice.voice import Voice
+from tests.fixtures.schemas import SLOW
 from tests.fixtures.tiny import Tiny
 
 VOCABULARY = 300  # more than the tokenizer has, as models do
@@ -181,3 +183,32 @@ def test_tokens_that_do_not_match_are_refused(grammars: Grammars, tokenizer: Any
 def test_a_model_without_an_end_has_no_schemas(tokenizer: Any):
     with pytest.raises(InferenceError, match="no token that ends"):
         Grammars(tokenizer, VOCABULARY, ())
+
+
+def test_a_schema_that_nobody_knew_to_be_slow_is_given_up_in_time(grammars: Grammars):
+    began_s = time.process_time()
+    for prepare in (grammars.prepare, grammars.constraint):
+        with pytest.raises(InferenceError, match="to compile") as caught:
+            prepare(json.dumps(SLOW))
+        assert caught.value.code == "invalid_argument"
+    # It is another process that works, and once.
+    assert time.process_time() - began_s < 1.0
+
+
+def test_a_prepared_schema_is_compiled_once(grammars: Grammars):
+    schema = '{"enum": ["a schema of this test"]}'
+    grammars.prepare(schema)
+    compiled = grammars._compiled.cache_info().misses
+    grammars.constraint(f" {schema} ")
+    assert grammars._compiled.cache_info().misses == compiled
+
+
+def test_a_schema_that_is_deeper_than_anyone_writes_ends_no_process(grammars: Grammars):
+    # Libraries of chains raise the limit of recursion to this, and then the parser of the standard library crashes.
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        with pytest.raises(InferenceError, match="no JSON"):
+            grammars.prepare("[" * (SCHEMA_CHARS_MAX - 1))
+    finally:
+        sys.setrecursionlimit(before)

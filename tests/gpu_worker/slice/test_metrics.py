@@ -45,6 +45,8 @@ OURS = {
     "livery_failovers": "counter",
     "livery_sessions_refilled": "counter",
     "livery_sessions_replayed": "counter",
+    "livery_sessions_changed_kinds": "counter",
+    "livery_sessions_refused": "counter",
     "livery_route_moves": "counter",
     "livery_pipeline_steps": "counter",
     "livery_pipeline_rows": "counter",
@@ -62,6 +64,7 @@ def value(samples: list[Sample], name: str, **labels: str) -> float:
 async def test_prometheus_reads_vllms_names_and_ours() -> None:
     talker = Talker(says=b"abc")
     talker.stats.failovers, talker.stats.steps, talker.stats.waiting = 1, 40, 3
+    talker.stats.changed_kinds, talker.stats.refused = 5, 6
     async with served(service_of(talker, cache=lambda: CACHE)) as url, httpx.AsyncClient(base_url=url) as client:
         for tokens in (2, 100):
             await client.post("/v1/completions", json={"prompt": "12345", "max_tokens": tokens})
@@ -87,6 +90,8 @@ async def test_prometheus_reads_vllms_names_and_ours() -> None:
     assert value(samples, "vllm:num_requests_waiting") == 3
     assert value(samples, "vllm:num_requests_running") == 0
     assert value(samples, "livery_failovers_total") == 1
+    assert value(samples, "livery_sessions_changed_kinds_total") == 5
+    assert value(samples, "livery_sessions_refused_total") == 6
     assert value(samples, "livery_micro_batches") == 2
     assert value(samples, "livery_pipeline_step_seconds", quantile="0.99") == 0.004
     assert value(samples, "livery_stage_compute_seconds_total", stage="1") == 2.5

@@ -25,7 +25,6 @@ REFUSED: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("chat", {"top_logprobs": 3}, "top_logprobs", None),
     ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", None),
     ("chat", {"modalities": ["text", "audio"]}, "modalities", None),
-    ("chat", {"tool_choice": "required"}, "tool_choice", None),
     ("chat", {"logit_bias": {"257": 1}}, "logit_bias", "invalid_argument"),
     ("chat", {"response_format": {"type": "json_schema"}}, "response_format", None),
     ("chat", {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs", "invalid_argument"),
@@ -100,6 +99,30 @@ async def test_without_a_key_the_page_of_another_site_is_refused() -> None:
         foreign = await raw(url, "/v1/chat/completions", CHAT, origin="https://elsewhere.example")
         own = await raw(url, "/v1/chat/completions", CHAT, origin=url)
     assert (foreign.status_code, own.status_code) == (403, 200)
+
+
+@pytest.mark.parametrize("secret", ["", "s3cret"])
+async def test_the_pages_of_an_origin_that_the_owner_names_may_call(secret: str) -> None:
+    service = service_of(Talker(), secret=secret, origins=("https://chat.example",))
+    path, key = "/v1/chat/completions", {"authorization": f"Bearer {secret}"} if secret else {}
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    async with served(service) as url, httpx.AsyncClient(base_url=url) as client:
+        for origin, is_named in (("https://chat.example", True), ("https://elsewhere.example", False)):
+            before = await client.options(path, headers={"origin": origin, **asks})
+            reply = await client.post(path, json=CHAT, headers={"origin": origin, **key})
+            for each in (before, reply):
+                assert each.headers.get("access-control-allow-origin") == (origin if is_named else None)
+            assert before.is_success is is_named
+            assert reply.status_code == (200 if is_named or secret else 403)
+            if is_named:
+                assert "authorization" in before.headers["access-control-allow-headers"].lower()
+                assert "x-request-id" in reply.headers["access-control-expose-headers"]
+        if secret:
+            keyless = await client.post(path, json=CHAT, headers={"origin": "https://chat.example"})
+            assert keyless.status_code == 401
+    async with served(service_of(Talker(), secret=secret)) as url:
+        shut = await raw(url, path, CHAT, origin="https://chat.example", **key)
+    assert "access-control-allow-origin" not in shut.headers
 
 
 @pytest.mark.row(50)

@@ -233,3 +233,26 @@ def test_a_folder_without_a_tokenizer_is_named(tiny: Tiny, tmp_path: Path):
     shutil.copytree(tiny.model, folder, ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(OwnersFault, match="tokenizer cannot be loaded"):
         open_text(folder)
+
+
+def test_special_tokens_that_stand_for_a_call_are_text_where_they_are_asked_for(tiny: Tiny):
+    tokenizer, eos = tokenizer_in(tiny.model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
+    text = FolderText(tokenizer, eos)
+    said = ("Grüße 👍[TOOL_CALLS]", ' [{"name": "clock"}]')
+    tokens = text.encode("".join(said))
+    for shows, expected in ((("[TOOL_CALLS]", "<tool_call>"), "".join(said)), ((), "Grüße 👍" + said[1])):
+        stream = text.stream((), shows)
+        assert "".join(stream.push(token) for token in tokens) + stream.end() == expected
+
+
+def test_the_template_tells_its_own_text(byte_level: FolderText, pieces_of_words: FolderText):
+    assert "message['role']" in byte_level.template
+    assert pieces_of_words.template == ""
+    tokenizer = byte_level.tokenizer
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = {"default": "a", "tool_use": "<tool_call>"}
+        assert "<tool_call>" in byte_level.template
+    finally:
+        tokenizer.chat_template = before
