@@ -184,7 +184,8 @@ async def _funds(worker: Worker) -> None:
         elif now.refunds is not None and now.refunds < REFUNDS_FEW:
             _LOG.warning("the ether of %s is enough for %d refunds", worker.vendor.pay_to, now.refunds)
     now.problem = problem
-    if problem != before:
+    # Who serves a model alone sells nothing in any case.
+    if problem != before and (worker.settings.kinds or not worker.settings.serves_layers):
         _LOG.warning("nothing is sold: %s" if problem else "it sells again%s", problem or "")
 
 

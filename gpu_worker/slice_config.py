@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 
-from gpu_worker.core.inference.tensor import ROWS_MAX
+from gpu_worker.core.inference.limits import ROWS_MAX
 from inbound.settings import Settings
 
 DEFAULT_GRPC_PORT = 50051
@@ -81,7 +81,9 @@ class SliceSettings(Settings):
         **env("RING_MAX_MB"),
     )
     wire_dtype: Literal["same", "bf16", "int8"] = Field(
-        "same", description="What rows are sent as; less than `same` is faster over a slow line.", **env("WIRE_DTYPE")
+        "same",
+        description="What rows are sent as to a stage that takes it; less than `same` is faster over a slow line.",
+        **env("WIRE_DTYPE"),
     )
     # its door for stages
     grpc_host: str = Field("127.0.0.1", description="Address to listen at for stages.", **env("GRPC_HOST", "GRPC_HOST"))
@@ -113,9 +115,16 @@ class SliceSettings(Settings):
     )
     api_secret: SecretStr | None = Field(
         None,
-        description="The bearer that `/v1`, `/api/v1/generate`, `pipeline/status` and `metrics` ask for. "
-        "Unset: they are open.",
+        description="The bearer that `/v1`, `/api/v1/generate`, `pipeline/status` and `metrics` ask for, and gRPC "
+        "calls with a prompt. Unset: they are open.",
         **env("API_SECRET", "API_SECRET"),
+    )
+    cors_origins: str | None = Field(
+        None,
+        pattern=r"^https?://[^/,\s*]+( *, *https?://[^/,\s*]+)*$",
+        description="The web origins whose pages may call `/v1`, as `https://chat.example`; several with commas. "
+        "Unset: none.",
+        **env("CORS_ORIGINS"),
     )
     oracle_url: str | None = Field(
         None,

@@ -9,13 +9,17 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Protocol
 
 from gpu_worker.core.errors import Bug
+from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.step import CacheUse, Done, SliceInfo, Step
 
 QUEUE_MAX = 64
+# Different ones.
+PREPARING_MAX = 256
 
 _LOG = logging.getLogger("livery.gpu_worker")
 
@@ -30,6 +34,9 @@ class SyncEngine(Protocol):
     def cache(self) -> CacheUse: ...
 
     def step(self, step: Step) -> Done: ...
+
+    def prepare(self, schema: str) -> None:
+        """Called by another thread than the rest."""
 
     def close(self) -> None: ...
 
@@ -64,6 +71,9 @@ class EngineThread:
         self._waiting: set[asyncio.Future[Done]] = set()
         self._engine: SyncEngine | None = None
         self._why: str | None = None
+        # One at a time, so that they never take more than one processor from the steps.
+        self._schemas = ThreadPoolExecutor(1, thread_name_prefix="schemas")
+        self._preparing: dict[str, asyncio.Future[None]] = {}
         # A daemon: a process that is told to end does not wait for a step.
         self._thread = threading.Thread(target=self._run, args=(open_engine,), name="engine", daemon=True)
         self._thread.start()
@@ -93,6 +103,29 @@ class EngineThread:
         self._jobs.put((step, future))
         return await future
 
+    async def prepare(self, schema: str) -> None:
+        """See `inference.ports.Engine`."""
+        assert self._engine is not None
+        under_way = self._preparing.get(schema)
+        if under_way is None:
+            if len(self._preparing) >= PREPARING_MAX:
+                raise InferenceError("no_capacity", f"{PREPARING_MAX} JSON schemas wait to be compiled")
+            under_way = self._loop.run_in_executor(self._schemas, self._engine.prepare, schema)
+            self._preparing[schema] = under_way
+            under_way.add_done_callback(lambda done: self._prepared(schema, done))
+        try:
+            # Who asks may leave; others wait for the same one.
+            await asyncio.shield(under_way)
+        except asyncio.CancelledError:
+            if under_way.cancelled():
+                raise InferenceError("draining", "the engine is closed") from None
+            raise
+
+    def _prepared(self, schema: str, done: "asyncio.Future[None]") -> None:
+        del self._preparing[schema]
+        if not done.cancelled():
+            done.exception()  # it is told to who still waits, if anybody does
+
     async def close(self) -> None:
         """End once what is queued is done. Idempotent."""
         self.stop()
@@ -103,6 +136,7 @@ class EngineThread:
         if self._why is None:
             self._why = "the engine is closed"
             self._jobs.put(None)
+            self._schemas.shutdown(wait=False, cancel_futures=True)
 
     # --- on the engine's thread
 

@@ -7,7 +7,8 @@ import grpc.aio
 
 from gpu_worker.core.errors import Unavailable
 from gpu_worker.core.inference.codes import CODES, InferenceError
-from gpu_worker.core.inference.tensor import MESSAGE_BYTES_MAX, message_bytes
+from gpu_worker.core.inference.limits import MESSAGE_BYTES_MAX
+from gpu_worker.core.inference.tensor import message_bytes
 from gpu_worker.edges.tls import Tls, host_of, must_be_safe
 from wire.proto.inference_pb2_grpc import InferencePipelineStub
 
@@ -36,10 +37,9 @@ _SIZES = [
     ("grpc.max_metadata_size", HEADER_BYTES_MAX),
     ("grpc.absolute_max_metadata_size", HEADER_BYTES_MAX),
 ]
-CLIENT_OPTIONS = [
+_CLIENT_OPTIONS = [
     *_ALIVE,
     *_SIZES,
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     # A connection of one link is not another's: each sees for itself that its neighbour is gone.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -72,16 +72,33 @@ class LinkLost(Unavailable):
 
 
 def server_options(width: int) -> list[tuple[str, int]]:
-    """Return the options of a server to which rows of `width` numbers are sent; larger messages are not read."""
+    """Return the options of a server to which rows of `width` numbers are sent, 0: none; no larger ones are read."""
     return [*_SERVER_OPTIONS, ("grpc.max_receive_message_length", message_bytes(width))]
 
 
-def open_channel(endpoint: str, tls: Tls | None, insecure: bool) -> Any:
-    """Return a channel to `endpoint`; nothing is sent yet. Raises OwnersFault: it would be without TLS."""
+def open_channel(endpoint: str, tls: Tls | None, insecure: bool, width: int) -> Any:
+    """
+    Return a channel to `endpoint`, whose answers may have rows of `width` numbers, 0: none. Nothing is sent yet.
+
+    Raises OwnersFault: it would be without TLS.
+    """
     must_be_safe(host_of(endpoint), tls, insecure)
+    options = [*_CLIENT_OPTIONS, ("grpc.max_receive_message_length", message_bytes(width))]
     if tls is None:
-        return grpc.aio.insecure_channel(endpoint, options=CLIENT_OPTIONS)
-    return grpc.aio.secure_channel(endpoint, tls.client(), options=CLIENT_OPTIONS)
+        return grpc.aio.insecure_channel(endpoint, options=options)
+    return grpc.aio.secure_channel(endpoint, tls.client(), options=options)
+
+
+def bearer_of(token: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata of a call that shows `token`, none where it is empty."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def shown_bearer(context: Any) -> str:
+    """Return the token that a call shows, empty where it shows none, or more than one."""
+    values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    kind, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    return token.strip() if kind.lower() == "bearer" else ""
 
 
 def stub_of(channel: Any) -> Any:

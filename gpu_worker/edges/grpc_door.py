@@ -21,8 +21,9 @@ from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.tensor import Expected
-from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED, LinkLost, abort, server_options
+from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED, LinkLost, abort, server_options, shown_bearer
 from gpu_worker.edges.grpc_forward import ForwardRpcs
+from gpu_worker.edges.grpc_streams import Place, Streams
 from gpu_worker.edges.proto_codec import decode, encode
 from gpu_worker.edges.tls import Tls, must_be_safe
 from gpu_worker.inference.ports import Steps
@@ -35,7 +36,8 @@ STOP_S = 5.0
 class DoorOptions:
     """
     `port` 0 takes a free one. `insecure` allows other machines without TLS. `address` is what Ping tells: who owns the
-    worker, or where it is. A stream without a message for its first `first_s` is ended.
+    worker, or where it is. A stream without a message for its first `first_s` is ended; while all places for streams
+    are taken, such a one is ended for each that comes.
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +46,7 @@ class DoorOptions:
     insecure: bool = False
     rpcs_max: int = 512
     streams_max: int = 256
+    streams_per_peer: int = 128
     first_s: float = 10.0
     address: str = ""
 
@@ -66,7 +69,7 @@ class GrpcDoor:
         self._seen = seen
         self._steps_port = steps
         self._forward = forward
-        self._streams = 0
+        self.streams = Streams(options.streams_max, options.streams_per_peer, options.first_s)
         self._began = time.monotonic()
         self._health = health.HealthServicer()
         self._server: Any = None
@@ -154,34 +157,40 @@ class GrpcDoor:
         )
 
     async def _steps(self, _requests: Any, context: Any) -> None:
-        assert self._steps_port is not None
-        if self._streams >= self._options.streams_max:
-            await abort(context, InferenceError("no_capacity", f"{self._streams} streams are open here already"))
-        self._streams += 1
-        peer = StreamPeer(context)
+        steps, peer = self._steps_port, StreamPeer(context)
+        assert steps is not None
         try:
-            # The other side waits for this: the stream stands.
-            await context.send_initial_metadata((STEPS_ARE_SERVED,))
-            await self._receive_all(context, peer, self._steps_port)
+            steps.begin(peer.send, shown_bearer(context))
+            try:
+                place = self.streams.enter(context.peer())
+                try:
+                    await self._receive_all(context, peer, steps, place)
+                finally:
+                    self.streams.leave(place)
+            finally:
+                peer.ended = True
+                steps.ended(peer.send)
         except InferenceError as error:
             await abort(context, error)
         except Unavailable:
             return  # who would hear of it is gone
-        finally:
-            self._streams -= 1
-            peer.ended = True
-            self._steps_port.ended(peer.send)
 
-    async def _receive_all(self, context: Any, peer: "StreamPeer", steps: Steps) -> None:
+    async def _receive_all(self, context: Any, peer: "StreamPeer", steps: Steps, place: Place) -> None:
         try:
-            data = await asyncio.wait_for(context.read(), self._options.first_s)
+            async with place.first:
+                # The other side waits for this: the stream stands.
+                await context.send_initial_metadata((STEPS_ARE_SERVED,))
+                data = await context.read()
         except TimeoutError:
+            if place.is_given_up:
+                raise InferenceError("no_capacity", "nothing was sent, and another stream needs the place") from None
             raise InferenceError("deadline", f"nothing was sent for {self._options.first_s:g} s") from None
         while not peer.ended and data is not grpc.aio.EOF:
             batch, refusals = decode(data, self._expected())
             if refusals:
                 word = Batch(pipeline=batch.pipeline, epoch=batch.epoch, number=batch.number, refusals=refusals)
                 await peer.send(word)
+            place.is_proven = True
             await steps.receive(batch, peer.send)
             data = await context.read()
 

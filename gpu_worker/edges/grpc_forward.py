@@ -1,5 +1,6 @@
 """ForwardPass and ForwardPassStream: the older RPCs of the pipeline, served and called."""
 
+import hmac
 import secrets
 import time
 from collections import OrderedDict
@@ -13,12 +14,13 @@ import grpc.aio
 from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.codes import CODES, InferenceError
+from gpu_worker.core.inference.limits import HISTORY_MAX, POSITIONS_MAX, ROWS_MAX, TEXT_CHARS_MAX
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import SliceInfo, Tensor
 from gpu_worker.core.inference.stops import Stops, feed
-from gpu_worker.core.inference.tensor import HIDDEN, IDS, ROWS_MAX, Expected, check
-from gpu_worker.edges.grpc_channel import LinkLost, abort, lost, open_channel, stub_of
-from gpu_worker.edges.proto_codec import HISTORY_MAX, POSITIONS_MAX, count, few, name
+from gpu_worker.core.inference.tensor import HIDDEN, IDS, Expected, check
+from gpu_worker.edges.grpc_channel import LinkLost, abort, bearer_of, lost, open_channel, shown_bearer, stub_of
+from gpu_worker.edges.proto_codec import count, few, name
 from gpu_worker.edges.proto_params import params_of, sampling_of
 from gpu_worker.edges.tls import Tls
 from gpu_worker.inference.ports import Generator, Text, TokenRequest, TokenStream
@@ -36,8 +38,11 @@ class ForwardRpcs:
     """
     The handlers of the two RPCs. `speaker` gives who answers with tokens and their text, on the head.
 
-    `info` is None while nothing is loaded. `hop` is this stage, and `passes` are checked for it: the metadata
-    `authorization: Bearer` of a call must hold a pass for the session that `request_id` names.
+    `info` is None while nothing is loaded. `hop` is this stage, and `passes` are checked for it, None: nobody is asked
+    for one. The metadata `authorization: Bearer` of a call must hold a pass for the session that `request_id` names.
+
+    Where there is a `secret` of the API, no text is made for who does not know it: it, or a pass, opens what takes a
+    prompt: ForwardPassStream and, on the first stage, ForwardPass. It is never shown to another stage.
     """
 
     def __init__(
@@ -45,10 +50,12 @@ class ForwardRpcs:
         info: Callable[[], SliceInfo | None],
         hop: Callable[[], Hop],
         service: Forwards,
-        passes: Passes,
+        passes: Passes | None,
         speaker: Callable[[], tuple[Generator, Text]],
+        secret: str = "",
     ) -> None:
         self._info, self._hop, self._service, self._passes, self._speaker = info, hop, service, passes, speaker
+        self._secret = secret.encode()
         # The pass that opened each session: it is good for that one as long as it is open.
         self._opened_by: OrderedDict[str, str] = OrderedDict()
 
@@ -103,8 +110,7 @@ class ForwardRpcs:
     def _asked(self, request: Any, context: Any, *, streams: bool = False) -> Forward:
         """Return what the message asks for. Raises InferenceError: it breaks a limit, or has no pass."""
         session = name(request.request_id)
-        session_pass = _bearer(context)
-        self._admit(session, session_pass, streams=streams)
+        session_pass = self._admit(session, shown_bearer(context), streams=streams)
         past = tuple(few(request.past_token_ids, "past_token_ids", HISTORY_MAX))
         position = count(request.position)
         if position >= POSITIONS_MAX:
@@ -117,20 +123,31 @@ class ForwardRpcs:
             sampling=sampling_of(request.params),
             tokens_max=max(1, request.params.max_new_tokens),
             past=past,
-            next="" if streams else request.metadata.next_node_endpoint[:300],
+            next="" if streams else request.metadata.next_node_endpoint[:TEXT_CHARS_MAX],
             session_pass=session_pass,
         )
 
-    def _admit(self, session: str, session_pass: str, *, streams: bool) -> None:
-        """Raises InferenceError unauthenticated: the pass neither opens the session nor has opened it."""
+    def _admit(self, session: str, session_pass: str, *, streams: bool) -> str:
+        """
+        Return the pass of a session, to be shown to the next stage: empty where the API's secret was shown here.
+
+        Raises InferenceError unauthenticated: the pass neither opens the session nor has opened it.
+        """
+        if self._secret and hmac.compare_digest(session_pass.encode(), self._secret):
+            return ""
+        if self._passes is None:
+            if self._secret and (streams or self._hop().start == 0):
+                raise InferenceError("unauthenticated", "this worker makes text for who shows its API secret")
+            return session_pass
         if not streams and self._service.has(session) and self._opened_by.get(session) == session_pass:
-            return
+            return session_pass
         self._passes.check(session_pass, session, self._hop())
         if not streams:
             self._opened_by[session] = session_pass
             self._opened_by.move_to_end(session)
             if len(self._opened_by) > 2 * SESSIONS_MAX:
                 self._opened_by.popitem(last=False)
+        return session_pass
 
     async def _encoded(self, text: Text, words: str) -> tuple[int, ...]:
         info = self._info()
@@ -200,17 +217,11 @@ def _stops(params: Any) -> tuple[str, ...]:
     return tuple(params.stop)
 
 
-def _bearer(context: Any) -> str:
-    value = next((value for key, value in context.invocation_metadata() or () if key == "authorization"), "")
-    kind, _, token = value.partition(" ")
-    return token.strip() if kind.lower() == "bearer" else ""
-
-
 class GrpcOnward:
-    """`inference.forward.Onward`: ForwardPass of other stages, one channel each."""
+    """`inference.forward.Onward`: ForwardPass of other stages, one channel each. Rows may come with `width` numbers."""
 
-    def __init__(self, tls: Tls | None = None, *, insecure: bool = False) -> None:
-        self._tls, self._insecure = tls, insecure
+    def __init__(self, tls: Tls | None = None, *, insecure: bool = False, width: int = 0) -> None:
+        self._tls, self._insecure, self._width = tls, insecure, width
         self._channels: dict[str, Any] = {}
 
     async def forward(self, endpoint: str, request: Forward) -> Forwarded:
@@ -225,10 +236,9 @@ class GrpcOnward:
             past_token_ids=request.past,
             position=request.position,
         )
-        metadata = (("authorization", f"Bearer {request.session_pass}"),) if request.session_pass else ()
         try:
             stub = stub_of(self._channel(endpoint))
-            response = await stub.ForwardPass(message, timeout=CALL_S, metadata=metadata)
+            response = await stub.ForwardPass(message, timeout=CALL_S, metadata=bearer_of(request.session_pass))
         except grpc.aio.AioRpcError as error:
             fault = lost(endpoint, error)
             if fault.code == "lost_stage":
@@ -243,7 +253,7 @@ class GrpcOnward:
     def _channel(self, endpoint: str) -> Any:
         if endpoint not in self._channels:
             try:
-                self._channels[endpoint] = open_channel(endpoint, self._tls, self._insecure)
+                self._channels[endpoint] = open_channel(endpoint, self._tls, self._insecure, self._width)
             except OwnersFault as fault:
                 raise LinkLost("no_route", str(fault)) from None
         return self._channels[endpoint]

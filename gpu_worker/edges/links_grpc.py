@@ -16,10 +16,12 @@ from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
+from gpu_worker.core.inference.limits import DTYPES_MAX
 from gpu_worker.core.inference.seen import Seen
-from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED, LinkLost, lost, open_channel, stub_of
+from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED, LinkLost, bearer_of, lost, open_channel, stub_of
+from gpu_worker.edges.links_unary import DTYPES as UNARY_DTYPES
 from gpu_worker.edges.links_unary import Told, UnaryLink
-from gpu_worker.edges.proto_codec import decode, encode
+from gpu_worker.edges.proto_codec import decode, encode, known_dtypes
 from gpu_worker.edges.tls import Tls
 from gpu_worker.inference.ports import Link
 from wire.proto import inference_pb2 as pb
@@ -29,20 +31,22 @@ FAREWELL_S = 0.5
 
 
 class GrpcLinks:
-    """`insecure` lets it speak to other machines without TLS."""
+    """`insecure` lets it speak to other machines without TLS. Rows that come back have `width` numbers, 0: none do."""
 
-    def __init__(self, tls: Tls | None = None, *, insecure: bool = False, connect_s: float = CONNECT_S) -> None:
-        self._tls = tls
+    def __init__(
+        self, tls: Tls | None = None, *, insecure: bool = False, width: int = 0, connect_s: float = CONNECT_S
+    ) -> None:
+        self._tls, self._width = tls, width
         self._insecure = insecure
         self._connect_s = connect_s
         self._open: set[Link] = set()
         self._told = Told()
 
-    async def connect(self, endpoint: str) -> Link:
+    async def connect(self, endpoint: str, session_pass: str = "") -> Link:
         channel = self._channel(endpoint)
         try:
             async with asyncio.timeout(self._connect_s):
-                link = await self._choose(endpoint, channel)
+                link = await self._choose(endpoint, channel, session_pass)
         except TimeoutError:
             await channel.close()
             raise LinkLost("lost_stage", f"{endpoint} does not answer within {self._connect_s:g} s") from None
@@ -52,14 +56,14 @@ class GrpcLinks:
         self._open.add(link)
         return link
 
-    async def _choose(self, endpoint: str, channel: Any) -> Link:
+    async def _choose(self, endpoint: str, channel: Any, session_pass: str) -> Link:
         stub = stub_of(channel)
         try:
             info = await stub.GetLayerInfo(pb.Empty())
         except grpc.aio.AioRpcError as error:
             raise lost(endpoint, error) from None
         if info.has_steps:
-            call = channel.stream_stream(f"/{SERVICE}/Steps")()
+            call = channel.stream_stream(f"/{SERVICE}/Steps")(metadata=bearer_of(session_pass))
             # One that refuses says nothing ahead of its status, which may come a moment later.
             if STEPS_ARE_SERVED in tuple(await call.initial_metadata()):
                 return StepsLink(endpoint, channel, call, self._open)
@@ -91,13 +95,13 @@ class GrpcLinks:
             dtype=info.dtype,
             back_end=info.back_end,
             hidden_size=info.hidden_size,
-            wire_dtypes=tuple(info.wire_dtypes[:32]),
+            wire_dtypes=known_dtypes(info.wire_dtypes[:DTYPES_MAX]) if info.has_steps else UNARY_DTYPES,
             has_steps=info.has_steps,
         )
 
     def _channel(self, endpoint: str) -> Any:
         try:
-            return open_channel(endpoint, self._tls, self._insecure)
+            return open_channel(endpoint, self._tls, self._insecure, self._width)
         except OwnersFault as fault:
             raise LinkLost("no_route", str(fault)) from None
 

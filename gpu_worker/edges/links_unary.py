@@ -17,7 +17,7 @@ from gpu_worker.core.inference.codes import CODES, InferenceError
 from gpu_worker.core.inference.sampling import Sampled, Sampling
 from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
 from gpu_worker.core.inference.tensor import cut
-from gpu_worker.edges.grpc_channel import LinkLost, lost
+from gpu_worker.edges.grpc_channel import LinkLost, bearer_of, lost
 from gpu_worker.edges.proto_params import params_of
 from gpu_worker.inference.ports import Link
 from wire.proto import inference_pb2 as pb
@@ -117,7 +117,7 @@ class UnaryLink:
 
     async def _forward(self, batch: Batch, run: Run, rows: Tensor, session: _Session) -> Sampled | None:
         request = self._request(batch, run, rows, session)
-        metadata = (("authorization", f"Bearer {session.session_pass}"),) if session.session_pass else ()
+        metadata = bearer_of(session.session_pass)
         try:
             response = await self._stub.ForwardPass(request, timeout=CALL_S, metadata=metadata)
         except grpc.aio.AioRpcError as error:

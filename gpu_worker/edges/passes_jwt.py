@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.core.inference.passes import AUDIENCE, LEEWAY_S, TTL_S, Admission, UsedUp, claims_of, must_admit
+from gpu_worker.core.inference.passes import AUDIENCE, LEEWAY_S, TTL_S, Admission, Shown, UsedUp, claims_of, must_admit
 
 KEYS_MAX = 8
 RSA_BITS_MIN = 2048
@@ -54,15 +54,21 @@ class JwtPasses:
         self._issuer, self._model_hash = issuer, model_hash
         self._used = UsedUp()
 
-    def check(self, session_pass: str, session: str, hop: Hop) -> None:
-        """Raises InferenceError unauthenticated: the pass does not admit `session` to `hop`."""
-        if not session_pass:
-            raise InferenceError("unauthenticated", "this stage asks for a session pass")
+    def check(self, session_pass: str, session: str, hop: Hop) -> str:
+        """Return the head of the pass. Raises InferenceError unauthenticated: it does not admit `session` to `hop`."""
         claims = self._verified(session_pass)
-        must_admit(claims, session, hop, self._model_hash)
+        shown = must_admit(claims, session, hop, self._model_hash)
         self._used.take(claims["jti"], session, claims["exp"], time.time())
+        return shown.head
+
+    def check_stream(self, session_pass: str, hop: Hop) -> Shown:
+        """Return what a stream with that pass may carry to `hop`; its `jti` is not used up. Raises InferenceError."""
+        shown = must_admit(self._verified(session_pass), None, hop, self._model_hash)
+        return shown._replace(session_pass=session_pass)
 
     def _verified(self, session_pass: str) -> dict[str, Any]:
+        if not session_pass:
+            raise InferenceError("unauthenticated", "this stage asks for a session pass")
         why = ""
         for key, algorithm in self._keys:
             try:

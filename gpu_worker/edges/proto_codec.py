@@ -8,33 +8,28 @@ is refused whole; rows that are not what the stage takes cost only the sessions 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
-from zlib import crc32
 
 from google.protobuf.message import DecodeError
 
 from gpu_worker.core.inference.batch import Batch, Hop, LinkFault, Refill, Route
 from gpu_worker.core.inference.codes import CODES, InferenceError
+from gpu_worker.core.inference.limits import (
+    DTYPES_MAX,
+    HISTORY_MAX,
+    HOPS_MAX,
+    NAME_CHARS_MAX,
+    PARTS_MAX,
+    PASS_CHARS_MAX,
+    POSITIONS_MAX,
+    TEXT_CHARS_MAX,
+    TOP_MAX,
+)
 from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
-from gpu_worker.core.inference.tensor import Expected, check
+from gpu_worker.core.inference.tensor import HIDDEN, Expected, check
+from gpu_worker.edges.proto_frame import is_whole, sealed, tensor_parts
 from gpu_worker.edges.proto_params import params_of, sampling_of
 from wire.proto import inference_pb2 as pb
-
-SESSION_CHARS_MAX = 128
-TEXT_CHARS_MAX = 4096
-PASS_CHARS_MAX = 8192
-HOPS_MAX = 256
-PER_BATCH_MAX = 4096
-HISTORY_MAX = 1_048_576
-POSITIONS_MAX = 2**31 - 1
-TOP_MAX = 64
-
-# Field 9 of StepBatch and field 3 of Tensor, with a length each.
-_HIDDEN_TAG = bytes([9 << 3 | 2])
-_DATA_TAG = bytes([3 << 3 | 2])
-# Field 20 of StepBatch, four bytes.
-_CHECKSUM_TAG = bytes([(20 << 3 | 5) & 0x7F | 0x80, (20 << 3 | 5) >> 7])
-_CHECKSUM_BYTES = len(_CHECKSUM_TAG) + 4
 
 _T = TypeVar("_T")
 
@@ -48,22 +43,10 @@ def encode(batch: Batch) -> bytes:
         group=batch.group,
         closes=batch.closes,
         opens=[_open_message(each) for each in batch.opens],
-        runs=[
-            pb.Run(
-                session=run.session,
-                epoch=run.epoch,
-                position=run.position,
-                count=run.count,
-                samples=run.samples,
-                fills=run.fills,
-            )
-            for run in batch.runs
-        ],
         refills=[
             pb.Refill(session=each.session, epoch=each.epoch, length=each.length, index=each.index)
             for each in batch.refills
         ],
-        tokens=[_sampled_message(each) for each in batch.tokens],
         refusals=[
             pb.Refusal(session=each.session, epoch=each.epoch, code=each.code, detail=each.detail)
             for each in batch.refusals
@@ -72,45 +55,30 @@ def encode(batch: Batch) -> bytes:
         opened=batch.opened,
         compute_s=batch.compute_s,
     )
+    # Those that a step has many of are made in their place: a message that is handed over is copied.
+    for run in batch.runs:
+        message.runs.add(
+            session=run.session,
+            epoch=run.epoch,
+            position=run.position,
+            count=run.count,
+            samples=run.samples,
+            fills=run.fills,
+        )
+    for token in batch.tokens:
+        message.tokens.add(
+            session=token.session,
+            epoch=token.epoch,
+            position=token.position,
+            token=token.token,
+            is_eos=token.is_eos,
+            logprob=token.logprob,
+            top=[pb.Alternative(token=other, logprob=logprob) for other, logprob in token.top],
+        )
     if batch.route is not None:
         message.route.CopyFrom(_route_message(batch.route))
     head: bytes = message.SerializeToString()
-    return sealed(head) if batch.hidden is None else sealed(head, *_tensor_parts(batch.hidden))
-
-
-def sealed(*parts: bytes | memoryview) -> bytes:
-    """
-    Return the parts of a StepBatch as one message, with the checksum that it is refused without.
-
-    A byte that changes on the way past TCP's own sum would be another token, and nobody would see it.
-    """
-    total = 0
-    for part in parts:
-        total = crc32(part, total)
-    return b"".join((*parts, _CHECKSUM_TAG, total.to_bytes(4, "little")))
-
-
-def _is_whole(data: bytes) -> bool:
-    bytes_of_it = memoryview(data)
-    body, seal = bytes_of_it[:-_CHECKSUM_BYTES], bytes_of_it[-_CHECKSUM_BYTES:]
-    return seal == _CHECKSUM_TAG + crc32(body).to_bytes(4, "little")
-
-
-def _tensor_parts(tensor: Tensor) -> tuple[bytes | memoryview, ...]:
-    """Return the field `hidden` in parts, the rows as they are: through a message they would be copied twice more."""
-    head: bytes = pb.Tensor(dtype=tensor.dtype, shape=tensor.shape).SerializeToString()
-    data_head = _DATA_TAG + _varint(len(tensor.data))
-    size = len(head) + len(data_head) + len(tensor.data)
-    return _HIDDEN_TAG + _varint(size), head, data_head, tensor.data
-
-
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
+    return sealed(head) if batch.hidden is None else sealed(head, *tensor_parts(batch.hidden))
 
 
 def decode(data: bytes, expected: Expected | None) -> tuple[Batch, tuple[Refusal, ...]]:
@@ -122,37 +90,24 @@ def decode(data: bytes, expected: Expected | None) -> tuple[Batch, tuple[Refusal
     Raises:
         InferenceError: invalid_argument or too_large: it is no batch, or breaks a limit.
     """
-    if not _is_whole(data):
+    if not is_whole(data):
         raise InferenceError("invalid_argument", "the message was damaged on the way: its checksum is another one")
     message = pb.StepBatch()
     try:
         message.ParseFromString(data)
     except DecodeError:
         raise InferenceError("invalid_argument", "the message is no StepBatch") from None
-    runs = _all(message.runs, "runs", _run)
-    hidden, refusals = _rows(message, runs, expected)
-    batch = Batch(
-        pipeline=name(message.pipeline),
-        epoch=message.epoch,
-        number=message.number,
-        group=message.group,
-        route=_route(message.route) if message.HasField("route") else None,
-        closes=_all(message.closes, "closes", name),
-        opens=_all(message.opens, "opens", _open),
-        runs=() if refusals else runs,
-        hidden=hidden,
-        refills=_all(message.refills, "refills", _refill),
-        tokens=_all(message.tokens, "tokens", _sampled),
-        refusals=_all(message.refusals, "refusals", _refusal),
-        faults=_all(message.faults, "faults", _fault),
-        opened=_all(message.opened, "opened", name),
-        compute_s=tuple(few(message.compute_s, "compute_s", HOPS_MAX)),
-    )
-    return batch, refusals
+    # Most batches have few of the fields, and those that are not there are not listed.
+    fields = {field.name: value for field, value in message.ListFields()}
+    taken = {key: take(fields[key]) for key, take in _TAKES.items() if key in fields}
+    hidden, refusals = _rows(message, taken.get("runs", ()), expected)
+    if refusals:
+        taken["runs"] = ()
+    return Batch(pipeline=name(message.pipeline), epoch=message.epoch, hidden=hidden, **taken), refusals
 
 
-def _all(items: Any, what: str, make: Callable[[Any], _T]) -> tuple[_T, ...]:
-    return tuple(map(make, few(items, what))) if items else ()
+def _all(what: str, make: Callable[[Any], _T]) -> Callable[[Any], tuple[_T, ...]]:
+    return lambda items: tuple(map(make, few(items, what)))
 
 
 def _refill(message: Any) -> Refill:
@@ -240,13 +195,18 @@ def _open(message: Any) -> Open:
 
 
 def _route_message(route: Route) -> Any:
-    hops = [pb.Hop(endpoint=hop.endpoint, start=hop.start, end=hop.end) for hop in route.hops]
+    hops = [pb.Hop(endpoint=hop.endpoint, start=hop.start, end=hop.end, wire_dtypes=hop.takes) for hop in route.hops]
     return pb.Route(pipeline=route.pipeline, epoch=route.epoch, hops=hops, index=route.index, answers=route.answers)
 
 
 def _route(message: Any) -> Route:
     hops = tuple(
-        Hop(endpoint=_text(hop.endpoint), start=count(hop.start), end=count(hop.end))
+        Hop(
+            endpoint=_text(hop.endpoint),
+            start=count(hop.start),
+            end=count(hop.end),
+            takes=known_dtypes(few(hop.wire_dtypes, "dtypes of a stage", DTYPES_MAX)),
+        )
         for hop in few(message.hops, "hops", HOPS_MAX)
     )
     if not 0 <= message.index < len(hops):
@@ -254,20 +214,6 @@ def _route(message: Any) -> Route:
     return Route(
         pipeline=name(message.pipeline), epoch=message.epoch, hops=hops, index=message.index, answers=message.answers
     )
-
-
-def _sampled_message(each: Sampled) -> Any:
-    message = pb.Sampled(
-        session=each.session,
-        epoch=each.epoch,
-        position=each.position,
-        token=each.token,
-        is_eos=each.is_eos,
-        top=[pb.Alternative(token=token, logprob=logprob) for token, logprob in each.top],
-    )
-    if each.logprob is not None:
-        message.logprob = each.logprob
-    return message
 
 
 def _sampled(message: Any) -> Sampled:
@@ -285,7 +231,7 @@ def _sampled(message: Any) -> Sampled:
     )
 
 
-def few(items: Iterable[_T], what: str, most: int = PER_BATCH_MAX) -> Iterable[_T]:
+def few(items: Iterable[_T], what: str, most: int = PARTS_MAX) -> Iterable[_T]:
     """Return `items`, of which a message may have `most`. Raises InferenceError too_large."""
     if len(items) > most:  # type: ignore[arg-type]
         raise InferenceError("too_large", f"more than {most} {what} in one message")
@@ -295,9 +241,14 @@ def few(items: Iterable[_T], what: str, most: int = PER_BATCH_MAX) -> Iterable[_
 @lru_cache(4096)
 def name(text: str) -> str:
     """Return `text`, the id of a session, a request or a pipeline. Raises InferenceError: it cannot be one."""
-    if not 0 < len(text) <= SESSION_CHARS_MAX or not text.isprintable():
-        raise InferenceError("invalid_argument", f"an id has 1 to {SESSION_CHARS_MAX} printable characters")
+    if not 0 < len(text) <= NAME_CHARS_MAX or not text.isprintable():
+        raise InferenceError("invalid_argument", f"an id has 1 to {NAME_CHARS_MAX} printable characters")
     return text
+
+
+def known_dtypes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `names` in which rows can be sent; what else is said is dropped."""
+    return tuple(each for each in names if each in HIDDEN)
 
 
 def count(number: int) -> int:
@@ -315,3 +266,20 @@ def _text(text: str) -> str:
 
 def _code(code: str) -> str:
     return code if code in CODES else "internal"
+
+
+# How the fields of a StepBatch are taken over; `pipeline`, `epoch`, `hidden` and the checksum are not among them.
+_TAKES: dict[str, Callable[[Any], Any]] = {
+    "number": int,
+    "group": int,
+    "route": _route,
+    "closes": _all("closes", name),
+    "opens": _all("opens", _open),
+    "runs": _all("runs", _run),
+    "refills": _all("refills", _refill),
+    "tokens": _all("tokens", _sampled),
+    "refusals": _all("refusals", _refusal),
+    "faults": _all("faults", _fault),
+    "opened": _all("opened", name),
+    "compute_s": lambda each: tuple(few(each, "compute_s", HOPS_MAX)),
+}

@@ -9,13 +9,9 @@ import struct
 from typing import Any
 
 from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.core.inference.limits import EOS_MAX, SCHEMA_CHARS_MAX, TOKENS_MAX
 from gpu_worker.core.inference.sampling import LOGIT_BIAS_MAX, Sampling, flaw
 from wire.proto import inference_pb2 as pb
-
-EOS_MAX = 64
-SCHEMA_CHARS_MAX = 1_048_576
-# No model has more; how many this one has its engine knows.
-TOKENS_MAX = 2**31
 
 
 def params_of(sampling: Sampling, max_new_tokens: int = 0) -> Any:

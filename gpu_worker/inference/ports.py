@@ -26,6 +26,13 @@ class Engine(Protocol):
         A run that begins before the end of its session's cache cuts it there first. Raises Bug: the engine is broken.
         """
 
+    async def prepare(self, schema: str) -> None:
+        """
+        Return once sessions can be opened with a JSON schema at once; it is compiled beside the steps.
+
+        Raises InferenceError: invalid_argument: it cannot be compiled; no_capacity: too many wait.
+        """
+
     async def close(self) -> None: ...
 
 
@@ -49,8 +56,12 @@ class Link(Protocol):
 
 
 class Links(Protocol):
-    async def connect(self, endpoint: str) -> Link:
-        """Return a link to a stage. Raises Unavailable: there is none in time, or it is refused (its code says why)."""
+    async def connect(self, endpoint: str, session_pass: str = "") -> Link:
+        """
+        Return a link to a stage, opened with that pass.
+
+        Raises Unavailable: there is none in time, or it is refused (its code says why).
+        """
 
     async def describe(self, endpoint: str, timeout_s: float) -> "StageSeen":
         """Return what a stage says of itself (GetLayerInfo). Raises Unavailable."""
@@ -79,6 +90,9 @@ class StageSeen(Protocol):
     def dtype(self) -> str: ...
     @property
     def back_end(self) -> str: ...
+    @property
+    def wire_dtypes(self) -> Sequence[str]:
+        """The dtypes of rows that it takes."""
 
 
 class Registry(Protocol):
@@ -102,11 +116,19 @@ class Text(Protocol):
     def chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> tuple[int, ...]:
         """Return the tokens of a chat by the model's template. Raises BadInput: it has none, or refuses this chat."""
 
-    def stream(self, after: Sequence[int] = ()) -> "TextStream":
-        """Return the decoder of an answer; `after` are the tokens before it, whose spaces it then keeps."""
+    def stream(self, after: Sequence[int] = (), shows: Sequence[str] = ()) -> "TextStream":
+        """
+        Return the decoder of an answer; `after` are the tokens before it, whose spaces it then keeps.
+
+        Special tokens are nothing, but for those that `shows` names.
+        """
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for in the middle of a text, maybe a part of a character."""
+
+    @property
+    def template(self) -> str:
+        """The chat template's own text, empty where there is none."""
 
     @property
     def token_chars_max(self) -> int:
@@ -214,6 +236,13 @@ class Generator(Protocol):
 class Steps(Protocol):
     """What the gRPC door hands the batches of all its `Steps` streams to; `inference.stage.StageService` is it."""
 
+    def begin(self, reply: Callable[[Batch], Awaitable[None]], session_pass: str) -> None:
+        """
+        A stream is opened with that pass, empty: with none. `reply` stands for the stream in all that follows.
+
+        Raises InferenceError: it is refused, and nothing follows: unauthenticated, not_ready.
+        """
+
     async def receive(self, batch: Batch, reply: Callable[[Batch], Awaitable[None]]) -> None:
         """
         Take a batch, held against the wire's limits. `reply` sends back on its stream, and stands for the stream: it is
@@ -225,4 +254,4 @@ class Steps(Protocol):
         """
 
     def ended(self, reply: Callable[[Batch], Awaitable[None]]) -> None:
-        """The stream is over, whoever ended it. Called once, after the last `receive` of it."""
+        """The stream, which was begun, is over, whoever ended it. Called once, after the last `receive` of it."""

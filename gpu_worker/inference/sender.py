@@ -9,11 +9,34 @@ from gpu_worker.core.inference.batch import Batch, LinkFault
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.inference.ports import Link, Links
 
-# Batches that may wait for a stage that is behind, and how long the next one waits for its place among them.
+# Batches that may wait for a stage that is behind, and bytes of their rows; how long the next one waits for its place.
 WAITING_MAX = 64
+WAITING_BYTES_MAX = 64 * 1024 * 1024
 BEHIND_S = 5.0
 
 _LOG = logging.getLogger("livery.gpu_worker")
+
+
+class _Waiting(asyncio.Queue[Batch]):
+    """Full with so many batches, or with so many bytes of rows in them: the last one may go beyond that."""
+
+    _bytes = 0
+
+    def full(self) -> bool:
+        return super().full() or self._bytes >= WAITING_BYTES_MAX
+
+    def _put(self, batch: Batch) -> None:
+        self._bytes += _size(batch)
+        super()._put(batch)
+
+    def _get(self) -> Batch:
+        batch = super()._get()
+        self._bytes -= _size(batch)
+        return batch
+
+
+def _size(batch: Batch) -> int:
+    return 0 if batch.hidden is None else len(batch.hidden.data)
 
 
 class Sender:
@@ -32,6 +55,7 @@ class Sender:
         back: Callable[[Batch], Awaitable[None]],
         lost: Callable[[LinkFault], Awaitable[None]],
         allow: Callable[[str], Awaitable[bool]] | None = None,
+        session_pass: str = "",
         behind_s: float = BEHIND_S,
     ) -> None:
         """
@@ -39,27 +63,33 @@ class Sender:
             back: is awaited with each batch that comes back, one at a time.
             lost: is awaited once, when there is no link or it broke; not after `close`.
             allow: whether this endpoint may be dialled; if not, it is lost with the code `forbidden`.
+            session_pass: what the link is opened with.
             behind_s: how long a batch waits for a place among those that wait, before the stage is lost.
         """
         self.endpoint = endpoint
         self.is_broken = False
         self._links, self._back, self._lost, self._allow = links, back, lost, allow
-        self._behind_s = behind_s
-        self._waiting: asyncio.Queue[Batch] = asyncio.Queue(WAITING_MAX)
+        self._behind_s, self._session_pass = behind_s, session_pass
+        self._waiting = _Waiting(WAITING_MAX)
+        self._turn, self._behind = asyncio.Lock(), 0
         self._tasks = [asyncio.create_task(self._run())]
 
     async def send(self, batch: Batch) -> bool:
         """Return whether it is on its way; False where the way is broken, or was too far behind and is broken now."""
         if self.is_broken:
             return False
-        try:
+        if not self._behind and not self._waiting.full():
             self._waiting.put_nowait(batch)
-        except asyncio.QueueFull:
-            try:
-                async with asyncio.timeout(self._behind_s):
-                    await self._waiting.put(batch)
-            except TimeoutError:
-                await self._break(Unavailable(f"{self.endpoint} is {WAITING_MAX} batches behind"))
+            return True
+        self._behind += 1
+        try:
+            # Whoever came before has its place first.
+            async with asyncio.timeout(self._behind_s), self._turn:
+                await self._waiting.put(batch)
+        except TimeoutError:
+            await self._break(Unavailable(f"{self.endpoint} is {self._waiting.qsize()} batches behind"))
+        finally:
+            self._behind -= 1
         return not self.is_broken
 
     async def _run(self) -> None:
@@ -67,7 +97,7 @@ class Sender:
         try:
             if self._allow is not None and not await self._allow(self.endpoint):
                 raise InferenceError("forbidden", f"{self.endpoint} is no stage that is known here")
-            link = await self._links.connect(self.endpoint)
+            link = await self._links.connect(self.endpoint, self._session_pass)
             self._tasks.append(asyncio.create_task(self._read(link)))
             while not self.is_broken:
                 await link.send(await self._waiting.get())

@@ -28,7 +28,7 @@ from gpu_worker.inference.slice.serving import Serving
 from gpu_worker.inference.stage.forward import ForwardService
 from gpu_worker.inference.stage.pipelines import StageLimits
 from gpu_worker.inference.stage.service import StageService
-from gpu_worker.inference.stage.sessions import NoPasses, Passes
+from gpu_worker.inference.stage.sessions import Passes
 from gpu_worker.inference.text.service import Service
 from gpu_worker.ports import Worker
 from gpu_worker.slice_config import DEFAULT_GRPC_PORT
@@ -56,7 +56,8 @@ def open_service(settings: WorkerSettings, address: str) -> Service:
     """Return what the HTTP doors of the model stand before. Raises OwnersFault: it is not said which model."""
     name = served(settings)
     secret = settings.api_secret.get_secret_value() if settings.api_secret else ""
-    return Service(model=Path(name).name, secret=secret, address=address)
+    origins = listed(settings.cors_origins or "")
+    return Service(model=Path(name).name, secret=secret, origins=origins, address=address)
 
 
 async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
@@ -80,7 +81,7 @@ async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
     address = Address(settings)
     passes = open_passes(file, model, address)
     must_be_closed(settings, tls, has_passes=passes is not None)
-    links = GrpcLinks(tls, insecure=settings.grpc_insecure)
+    links = GrpcLinks(tls, insecure=settings.grpc_insecure, width=shape.width)
     nexts = tuple(endpoint_of(each) for each in listed(settings.next or ""))
     registry: Registry = file or ChainTopology(lambda: serving.own_hop(), nexts, links)
     parts = SliceParts(
@@ -105,7 +106,10 @@ async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
             limits=stage_limits(settings),
         ),
         forward=lambda engine, text: ForwardService(
-            engine=engine, registry=registry, onward=GrpcOnward(tls, insecure=settings.grpc_insecure), text=text
+            engine=engine,
+            registry=registry,
+            onward=GrpcOnward(tls, insecure=settings.grpc_insecure, width=shape.width),
+            text=text,
         ),
         layers=Assignment(settings=settings, topology=file, total=shape.layers, endpoint=address),
         head_url=lambda: head_url(file),
@@ -113,7 +117,7 @@ async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
         drain_s=float(settings.drain_s),
     )
     serving = Serving(parts, tell)
-    door = await _opened(settings, serving, tls, passes or NoPasses())
+    door = await _opened(settings, serving, tls, passes)
     address.port = door.port
     serving.door = door
     _LOG.info("stages reach it", extra={"endpoint": address()})
@@ -136,10 +140,12 @@ def head_limits(settings: WorkerSettings) -> HeadLimits:
     )
 
 
-async def _opened(settings: WorkerSettings, serving: Serving, tls: Tls | None, passes: Passes) -> GrpcDoor:
+async def _opened(settings: WorkerSettings, serving: Serving, tls: Tls | None, passes: Passes | None) -> GrpcDoor:
     """Return the gRPC door, open; a default port that is taken is replaced by a free one."""
     service = serving.parts.service
-    forward = ForwardRpcs(lambda: serving.loaded_info, lambda: serving.hop, serving, passes, service.speaker)
+    forward = ForwardRpcs(
+        lambda: serving.loaded_info, lambda: serving.hop, serving, passes, service.speaker, service.secret
+    )
 
     async def opened(port: int) -> GrpcDoor:
         options = DoorOptions(

@@ -89,7 +89,9 @@ class InferencePipelineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Steps(self, request_iterator, context):
-        """The hot path: one stream per neighbour, one message a step with the rows of all sessions.
+        """The hot path: one stream per neighbour, one message a step with the rows of all sessions. Where passes are asked for
+        it is opened with the metadata `authorization: Bearer <pass>`; the session of that pass is the pipeline, the only
+        one that the stream may speak of, and stages show it to the next one. Each session brings its own (Open).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

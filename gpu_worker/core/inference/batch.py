@@ -6,7 +6,7 @@ tokens, refusals and faults. The last stage answers the head on a stream that th
 the others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
@@ -14,11 +14,17 @@ from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """A stage on a route: where its gRPC door is, and its layers."""
+    """
+    A stage on a route: where its gRPC door is, and its layers.
+
+    `takes` are the dtypes of rows that it says it takes, empty where that is not known. It is the same stage whatever
+    it takes.
+    """
 
     endpoint: str
     start: int
     end: int
+    takes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,11 @@ class Route:
     hops: tuple[Hop, ...]
     index: int
     answers: bool = False
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The dtypes of rows that the next stage takes."""
+        return self.hops[self.index + 1].takes if self.index + 1 < len(self.hops) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,23 +1,34 @@
 """
 Session passes: what a registry says when it admits a session, and what must hold for a stage to serve it.
 
-A pass names its session, its layers and its model, and may be shown again for that session, when a stage is replaced.
-Its `jti` is used up by the session that it opens.
+A pass names its session, its head, its layers and its model, and may be shown again for that session, when a stage is
+replaced. Its `jti` is used up by the session that it opens.
+
+A stream between stages carries all sessions of one pipeline, so it is opened with a pass whose session is the pipeline;
+each session of it brings a pass of its own, of the same head.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.core.inference.limits import NAME_CHARS_MAX
 
 TTL_S = 300
 LEEWAY_S = 5
 REQUIRED = ("agent_id", "aud", "client_id", "exp", "head", "iat", "iss", "jti", "layers", "model", "nbf", "session")
 AUDIENCE = "livery-stage"
-JTI_CHARS_MAX = 128
 USED_MAX = 65_536
+
+
+class Shown(NamedTuple):
+    """What the pass of a stream admits: this pipeline of that head. All empty: nobody is asked for a pass."""
+
+    pipeline: str = ""
+    head: str = ""
+    session_pass: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +81,9 @@ class UsedUp:
                 raise InferenceError("no_capacity", f"{USED_MAX} session passes are in use here, no more")
 
 
-def must_admit(claims: Mapping[str, Any], session: str, hop: Hop, model_hash: str) -> None:
+def must_admit(claims: Mapping[str, Any], session: str | None, hop: Hop, model_hash: str) -> Shown:
     """
-    Return where `claims`, whose signature and times hold, admit `session` to the layers of `hop`.
+    Return what `claims`, whose signature and times hold, admit: `session`, None: any, on the layers of `hop`.
 
     Raises:
         InferenceError: unauthenticated; the sentence says what does not hold.
@@ -80,14 +91,17 @@ def must_admit(claims: Mapping[str, Any], session: str, hop: Hop, model_hash: st
     missing = [name for name in REQUIRED if name not in claims]
     if missing:
         raise InferenceError("unauthenticated", f"the session pass has no {missing[0]}")
-    if not isinstance(claims["jti"], str) or not 0 < len(claims["jti"]) <= JTI_CHARS_MAX:
+    if not isinstance(claims["jti"], str) or not 0 < len(claims["jti"]) <= NAME_CHARS_MAX:
         raise InferenceError("unauthenticated", "the session pass has no jti that can be one")
-    if claims["session"] != session:
+    if not all(isinstance(claims[key], str) for key in ("session", "head")):
+        raise InferenceError("unauthenticated", "the session pass has no session or no head that can be one")
+    if session is not None and claims["session"] != session:
         raise InferenceError("unauthenticated", "the session pass is for another session")
     if claims.get("model_hash") != model_hash:
         raise InferenceError("unauthenticated", "the session pass is for another model")
     if not _covers(claims["layers"], hop):
         raise InferenceError("unauthenticated", f"the session pass is not for layers {hop.start}:{hop.end}")
+    return Shown(claims["session"], claims["head"])
 
 
 def _covers(layers: Any, hop: Hop) -> bool:

@@ -15,13 +15,15 @@ BLOCK_ROWS = 32
 
 @dataclass(slots=True)
 class _Kept:
+    # The dtype, width and bytes of its rows.
+    form: tuple[str, int, int]
     length: int = 0
     blocks: list[bytearray] = field(default_factory=list)
 
 
 class Ring:
     """
-    The rows of each session from position 0 on, in the wire's dtype, at most `bytes_max` over all sessions.
+    The rows of each session from position 0 on, in the dtype that they were sent in, at most `bytes_max` over all.
 
     Rows are of use only without a hole, so a session is forgotten as a whole: first the one whose rows were added or
     asked for longest ago. What is forgotten can begin again only at position 0.
@@ -31,8 +33,6 @@ class Ring:
         self.bytes_max = bytes_max
         self.bytes_used = 0
         self._all: OrderedDict[str, _Kept] = OrderedDict()
-        # The dtype, width and bytes of the rows.
-        self._form: tuple[str, int, int] = ("", 0, 0)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -42,30 +42,35 @@ class Ring:
         kept = self._all.get(session)
         return kept.length if kept is not None else 0
 
+    def dtype(self, session: str) -> str:
+        """Return the dtype of the rows that are kept of the session, empty where none are."""
+        kept = self._all.get(session)
+        return kept.form[0] if kept is not None else ""
+
     def keep(self, runs: Iterable[Run], hidden: Tensor) -> None:
         """Add the rows of `runs`, which lie one behind the other in `hidden`; what was behind a run's start is cut."""
         count, width = hidden.shape
         if not count:
             return
         size = len(hidden.data) // count
-        if self._form != (hidden.dtype, width, size):
-            # One stage sends one kind of row; after it was told to send another, the old ones fill nothing.
-            self._all.clear()
-            self.bytes_used, self._form = 0, (hidden.dtype, width, size)
-        data, at = memoryview(hidden.data), 0
+        form, data, at = (hidden.dtype, width, size), memoryview(hidden.data), 0
         for run in runs:
             end = at + run.count * size
-            self._keep(run, data[at:end], size)
+            self._keep(run, data[at:end], form)
             at = end
         while self.bytes_used > self.bytes_max:
             self.drop(next(iter(self._all)))
 
-    def _keep(self, run: Run, rows: memoryview, size: int) -> None:
-        kept = self._all.get(run.session)
+    def _keep(self, run: Run, rows: memoryview, form: tuple[str, int, int]) -> None:
+        kept, size = self._all.get(run.session), form[2]
+        if kept is not None and kept.form != form:
+            # Its next stage takes another kind of row now: half of each would fill nobody's cache.
+            self.drop(run.session)
+            kept = None
         if kept is None:
             if run.position:
                 return
-            kept = self._all[run.session] = _Kept()
+            kept = self._all[run.session] = _Kept(form)
         elif run.position > kept.length:
             self.drop(run.session)
             return
@@ -92,7 +97,7 @@ class Ring:
         if kept is None or not 0 <= start < end <= kept.length:
             return None
         self._all.move_to_end(session)
-        dtype, width, size = self._form
+        dtype, width, size = kept.form
         first, last = start // BLOCK_ROWS, -(-end // BLOCK_ROWS)
         blocks = [memoryview(block) for block in kept.blocks[first:last]]
         blocks[-1] = blocks[-1][: (end - (last - 1) * BLOCK_ROWS) * size]
@@ -103,7 +108,7 @@ class Ring:
         """Forget the session. Idempotent."""
         kept = self._all.pop(session, None)
         if kept is not None:
-            self.bytes_used -= len(kept.blocks) * BLOCK_ROWS * self._form[2]
+            self.bytes_used -= len(kept.blocks) * BLOCK_ROWS * kept.form[2]
 
     def fills(self, refill: Refill, rows_max: int = FILL_ROWS) -> Iterator[tuple[Run, Tensor]]:
         """Yield the runs that fill a next stage, of at most `rows_max` rows each, as long as the rows are kept."""

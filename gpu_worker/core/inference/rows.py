@@ -3,13 +3,9 @@
 from collections.abc import Collection, Iterable, Sequence
 
 from gpu_worker.core.inference.batch import Batch
+from gpu_worker.core.inference.limits import HOPS_MAX, NAME_CHARS_MAX, PARTS_MAX, ROWS_MAX
 from gpu_worker.core.inference.step import Run, SliceInfo, Tensor
-from gpu_worker.core.inference.tensor import DTYPES, ROWS_MAX, row_bytes
-
-# In one batch. A name is a session's or a pipeline's.
-PARTS_MAX = 4_096
-HOPS_MAX = 64
-NAME_MAX = 256
+from gpu_worker.core.inference.tensor import DTYPES, row_bytes
 
 
 def flaw(batch: Batch, info: SliceInfo) -> str | None:
@@ -25,10 +21,9 @@ def flaw(batch: Batch, info: SliceInfo) -> str | None:
     names = {run.session for run in runs}
     if len(names) < len(runs):
         return "a session has two runs in one batch"
-    if any(
-        len(name) > NAME_MAX or not name for name in (batch.pipeline, *names, *(each.session for each in batch.opens))
-    ):
-        return f"a name has 1 to {NAME_MAX} characters"
+    named = (batch.pipeline, *names, *(each.session for each in batch.opens))
+    if any(not 0 < len(name) <= NAME_CHARS_MAX for name in named):
+        return f"a name has 1 to {NAME_CHARS_MAX} characters"
     if any(run.count < 1 or run.position < 0 or run.epoch < 0 for run in runs):
         return "a run has at least one row, and its position and epoch are not negative"
     if len(batch.compute_s) > HOPS_MAX:
@@ -43,7 +38,7 @@ def flaw(batch: Batch, info: SliceInfo) -> str | None:
     if hidden.shape != (count, info.hidden_size):
         return f"the rows have the shape {list(hidden.shape)}, the runs need {[count, info.hidden_size]}"
     if hidden.dtype not in DTYPES:
-        return f"{hidden.dtype[:NAME_MAX]!r} is no dtype of the wire"
+        return f"{hidden.dtype[:32]!r} is no dtype of the wire"
     wanted = count * row_bytes(hidden.dtype, info.hidden_size)
     return None if len(hidden.data) == wanted else f"the rows have {len(hidden.data)} bytes, not {wanted}"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 LOGPROBS_MAX = 20
 LOGIT_BIAS_MAX = 300
@@ -38,8 +39,7 @@ class Sampling:
         return penalised or self.schema is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
+class Sampled(NamedTuple):
     """
     A chosen token. `position` is the one it will stand at: that of the row it was drawn from, plus 1.
 

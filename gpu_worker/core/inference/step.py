@@ -72,12 +72,18 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """`rows` are token ids (first stage) or a [N, H] tensor; closes come before opens, opens before runs."""
+    """
+    `rows` are token ids (first stage) or a [N, H] tensor; closes come before opens, opens before runs.
+
+    `takes` are the dtypes that the next stage takes: hidden states are made in the one that the owner wishes where it
+    is among them, else in the slice's own.
+    """
 
     runs: tuple[Run, ...] = ()
     rows: tuple[int, ...] | Tensor = ()
     opens: tuple[Open, ...] = ()
     closes: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,11 @@ A row of an int8 tensor is its numbers in groups, followed by one fp16 scale for
 numbers alone. So a row always has `row_bytes` bytes, and rows can be cut and joined without a look at them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.core.inference.limits import MESSAGE_BYTES_MAX, REST_BYTES, ROWS_MAX
 from gpu_worker.core.inference.step import Tensor
 
 
@@ -31,11 +32,6 @@ DTYPES: dict[str, Dtype] = {
 IDS = "int64"
 # Those in which hidden states may be sent.
 HIDDEN = tuple(name for name in DTYPES if name != IDS)
-MESSAGE_BYTES_MAX = 256 * 1024 * 1024
-# In one step, of all its sessions: a mask of attention has rows times positions.
-ROWS_MAX = 2_048
-# Beside the rows: sessions' passes, schemas and tokens so far.
-REST_BYTES = 8 * 1024 * 1024
 
 
 class Expected(NamedTuple):
@@ -78,9 +74,14 @@ def check(dtype: str, shape: Sequence[int], length: int, expected: Expected) -> 
     return rows
 
 
+def may_send(dtype: str, own: str, takes: Collection[str]) -> bool:
+    """Return whether rows of `dtype` may go from a slice whose `own` dtype that is to a stage that `takes` those."""
+    return dtype == own or dtype in takes
+
+
 def message_bytes(width: int) -> int:
-    """Return the bytes of the largest message to a stage whose rows have `width` numbers; 0: it is not known."""
-    return min(MESSAGE_BYTES_MAX, width * 4 * ROWS_MAX + REST_BYTES) if width else MESSAGE_BYTES_MAX
+    """Return the bytes of the largest message in which rows have `width` numbers; 0: there are no rows in it."""
+    return min(MESSAGE_BYTES_MAX, width * 4 * ROWS_MAX + REST_BYTES)
 
 
 def cut(tensor: Tensor, first: int, count: int) -> Tensor:

@@ -31,7 +31,8 @@ class EngineOptions:
     """
     How a slice is loaded and served. `threads` None: torch's own choice; `free_bytes` None: what the device has.
 
-    `dtype` is auto, fp32, fp16 or bf16; `wire_dtype` is what rows are sent as, `same`: the slice's own.
+    `dtype` is auto, fp32, fp16 or bf16; `wire_dtype` is what rows are sent as to a stage that takes it, `same`: the
+    slice's own.
     """
 
     cache_bytes_max: int
@@ -170,6 +171,14 @@ class SliceEngine:
         spent = time.perf_counter() - began_s
         return Done(refusals=(*refusals, *(_refusal(run, no) for run in good)), compute_s=spent)
 
+    def prepare(self, schema: str) -> None:
+        """
+        Compile a JSON schema for a session that will be opened; any thread may call it, and takes its time.
+
+        A stage that is not the last one only tries whether it can be. Raises InferenceError.
+        """
+        self._sessions.prepare(schema)
+
     def close(self) -> None:
         """Give back the memory of all sessions."""
         self._sessions.close_all()
@@ -235,7 +244,7 @@ class SliceEngine:
         if self._info.layers.is_last:
             tokens = self._sampled(made, [run for run in runs if run.samples], refusals)
         else:
-            hidden = as_wire(made, self._wire)
+            hidden = as_wire(made, self._wire if self._wire in step.takes else self._info.dtype)
         spent = time.perf_counter() - began_s
         return Done(runs=tuple(runs), hidden=hidden, tokens=tokens, refusals=tuple(refusals), compute_s=spent)
 

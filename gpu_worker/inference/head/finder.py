@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from gpu_worker.core.errors import Unavailable
 from gpu_worker.core.inference.batch import Hop
@@ -9,8 +10,9 @@ from gpu_worker.core.inference.routes import Cooling, best
 from gpu_worker.core.inference.step import SliceInfo
 from gpu_worker.inference.ports import Links, Registry
 
-# How a stage computes: its dtype and its back end. Another kind may draw other tokens from the same weights.
-Kind = tuple[str, str]
+# How a stage computes, its dtype and its back end, and in what dtypes it takes rows. Another kind may draw other tokens
+# from the same weights.
+Kind = tuple[str, str, tuple[str, ...]]
 
 
 class Finder:
@@ -26,6 +28,8 @@ class Finder:
         self._info, self._links, self._registry, self._ask_s, self._clock = info, links, registry, ask_s, clock
         self._cooling, self._leaving = Cooling(), Cooling()
         self._kinds: dict[str, Kind] = {}
+        # The dtypes of rows that each stage takes.
+        self._takes: dict[str, tuple[str, ...]] = {}
         # Why each stage that was asked could not be taken, for whoever asks why there is no route.
         self.refused: dict[str, str] = {}
 
@@ -71,7 +75,7 @@ class Finder:
             unasked = [hop for hop in hops or () if hop not in able]
             if not unasked:
                 self.refused = refused
-                return hops
+                return hops and tuple(replace(hop, takes=self._takes.get(hop.endpoint, ())) for hop in hops)
             for hop, flaw in zip(unasked, await asyncio.gather(*map(self._flaw, unasked)), strict=True):
                 if flaw is None:
                     able.add(hop)
@@ -86,7 +90,8 @@ class Finder:
         except Unavailable as why:
             self.lost(hop.endpoint)
             return str(why)
-        self._kinds[hop.endpoint] = (seen.dtype, seen.back_end)
+        self._kinds[hop.endpoint] = (seen.dtype, seen.back_end, tuple(seen.wire_dtypes))
+        self._takes[hop.endpoint] = tuple(seen.wire_dtypes)
         layers = seen.layers
         if (layers.start, layers.end, layers.total) != (hop.start, hop.end, self._info.layers.total):
             return f"it serves layers {layers} of {layers.total}"

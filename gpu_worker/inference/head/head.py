@@ -90,6 +90,9 @@ class Head:
         """Return the session's stream. Raises InferenceError: see `inference.ports.Generator`."""
         try:
             self._check(request)
+            if request.sampling.schema is not None:
+                await self._parts.engine.prepare(request.sampling.schema)
+                self._check(request)
             return self._desk.admit(request, self._clock())
         except InferenceError:
             self.stats.refused += 1
@@ -188,7 +191,7 @@ class Head:
             pipeline = self._pipeline = Lanes(self._parts, hops, self._epoch)
             try:
                 self._compare(hops)
-                places = resume(self._desk, self._parts.ring, settled, hops)
+                places = resume(self._desk, self._parts.ring, settled, hops, self._info.dtype)
                 await pipeline.begin(places, tuple(self._desk.open.values()))
                 self.hops = hops
                 why = await pipeline.run()
@@ -284,7 +287,7 @@ class Head:
     def _say_farewell(self, pipeline: Lanes) -> None:
         for each in self._left:
             if each.hops[each.index] not in pipeline.hops:
-                task = asyncio.create_task(farewell(self._parts.links, self._parts.name, each))
+                task = asyncio.create_task(farewell(self._parts, each))
                 self._farewells.add(task)
                 task.add_done_callback(self._farewells.discard)
         self._left.clear()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from gpu_worker.core.inference.batch import Batch, Hop, LinkFault, Refill, Route
 from gpu_worker.core.inference.deadlines import FIRST_S
 from gpu_worker.core.inference.ring import FILL_ROWS
+from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.schedule import groups, spread
 from gpu_worker.core.inference.step import Done, Open, Run, Step
 from gpu_worker.inference.head.parts import HeadParts
@@ -30,6 +31,7 @@ class _Flight:
     began_s: float
     sent_s: float
     answer: "asyncio.Future[None]"
+    due_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
 
 
@@ -54,7 +56,11 @@ class Lanes:
         async def lost(fault: LinkFault) -> None:
             self._fault(fault)
 
-        return Sender(self._parts.links, hop.endpoint, back=back, lost=lost)
+        return Sender(self._parts.links, hop.endpoint, back=back, lost=lost, session_pass=self._pass(self._parts.name))
+
+    def _pass(self, session: str) -> str:
+        """Return a new pass for a session of this route; its streams have one of the pipeline itself."""
+        return self._parts.registry.session_pass(session, [(hop.start, hop.end) for hop in self.hops])
 
     async def begin(self, fills: Sequence[int], sessions: Sequence[HeadSession]) -> None:
         """Show the stages their route and open `sessions` on it; those at the places `fills` fill their next one."""
@@ -73,8 +79,9 @@ class Lanes:
                     Refill(session=each.name, epoch=each.epoch, length=each.acked, index=place) for place in fills
                 ]
         # The last of more stages says when it has a session; rows that come before that would be refused there.
-        for name in () if len(self.hops) > 2 else tuple(self._due):
-            await self._fill(name)
+        for each in sessions:
+            if not self._is_awaited(each.request.sampling):
+                await self._fill(each.name)
 
     async def _fill(self, name: str) -> None:
         """Have the cache of a session filled where it is new."""
@@ -129,7 +136,8 @@ class Lanes:
 
     async def _step(self, group: int, runs: tuple[Run, ...], tokens: tuple[int, ...]) -> None:
         parts, began_s = self._parts, self._parts.clock()
-        done = await parts.engine.step(Step(runs=runs, rows=tokens))
+        takes = self.hops[1].takes if len(self.hops) > 1 else ()
+        done = await parts.engine.step(Step(runs=runs, rows=tokens, takes=takes))
         for refusal in done.refusals:
             self._desk.refused(refusal)
         self._desk.stats.steps += 1
@@ -198,8 +206,7 @@ class Lanes:
         brief: list[Open] = []
         full: list[Open] = []
         for each in sessions:
-            passed = self._parts.registry.session_pass(each.name, [(hop.start, hop.end) for hop in self.hops])
-            for opens, new in zip((brief, full), each.tell(passed, self._parts.clock()), strict=True):
+            for opens, new in zip((brief, full), each.tell(self._pass(each.name), self._parts.clock()), strict=True):
                 opens.append(new)
         for name in closes:
             self._parts.ring.drop(name)
@@ -222,7 +229,13 @@ class Lanes:
                 await self._answers.send(self._batch(opens=direct))
                 return
         for opened in full:
-            self._desk.opened(opened.session, opened.epoch)
+            if not self._is_awaited(opened.sampling):
+                self._desk.opened(opened.session, opened.epoch)
+
+    def _is_awaited(self, sampling: Sampling | None) -> bool:
+        """Return whether the last stage says when it has a session: it may have a JSON schema to compile first."""
+        has_schema = sampling is not None and sampling.schema is not None
+        return len(self.hops) > 2 or (len(self.hops) == 2 and has_schema)
 
     def _batch(self, **fields: object) -> Batch:
         return Batch(pipeline=self._parts.name, epoch=self.epoch, **fields)  # type: ignore[arg-type]
@@ -268,11 +281,15 @@ class Lanes:
         return flight.rows + self._late_rows
 
     def _wake(self, number: int, flight: _Flight, after_s: float) -> None:
+        flight.due_s = self._parts.clock() + after_s
         flight.timer = asyncio.get_running_loop().call_later(after_s, self._late, number, flight)
 
     def _late(self, number: int, flight: _Flight) -> None:
         """A step takes long: the stages are asked whether they live; past its deadline the route is broken anyhow."""
-        waited_s = self._parts.clock() - flight.sent_s
+        now = self._parts.clock()
+        # While this process stood still itself, no stage was waited for.
+        flight.sent_s += max(0.0, now - flight.due_s)
+        waited_s = now - flight.sent_s
         left_s = self._parts.times.deadline_s(self._rows(flight), self._least_s) - waited_s
         if left_s > 1e-6:
             self._watch.ask("a step is late")
@@ -284,7 +301,7 @@ class Lanes:
     def tend(self, now: float) -> None:
         """Look after what no step in flight tells: a last stage that does not say that it has opened a session."""
         limits, waited_s = self._desk.limits, self._desk.opening_s(now)
-        if len(self.hops) > 2 and waited_s > limits.step_s / 2:
+        if len(self.hops) > 1 and waited_s > limits.step_s / 2:
             self._watch.ask("a session was not opened", is_overdue=waited_s > FIRST_S)
 
     def _let_go(self, _: "asyncio.Future[Break]") -> None:

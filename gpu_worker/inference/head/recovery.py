@@ -7,28 +7,30 @@ from dataclasses import dataclass
 from gpu_worker.core.inference.batch import Batch, Hop, LinkFault, Route
 from gpu_worker.core.inference.ring import Ring
 from gpu_worker.core.inference.routes import fills
+from gpu_worker.core.inference.tensor import may_send
 from gpu_worker.inference.head.desk import Desk
 from gpu_worker.inference.head.finder import Finder
+from gpu_worker.inference.head.parts import HeadParts
 from gpu_worker.inference.head.watch import Break
-from gpu_worker.inference.ports import Links
 from gpu_worker.inference.sender import Sender
 
 # A stage has so long to hear that sessions have left it; it would find out by itself, but late.
 FAREWELL_S = 2.0
 
 
-def resume(desk: Desk, ring: Ring, old: Sequence[Hop], new: Sequence[Hop]) -> tuple[int, ...]:
+def resume(desk: Desk, ring: Ring, old: Sequence[Hop], new: Sequence[Hop], dtype: str) -> tuple[int, ...]:
     """
     Begin a new epoch of all open sessions, and return the places on `new` whose stages fill their next one's cache.
 
     A session goes on behind the last position that all stages of `old` have answered for, where each stage has those
-    positions or gets them from the one before it; else its tokens are sent again.
+    positions or gets them from the one before it; else its tokens are sent again. `dtype` is that of the head's slice.
     """
     places = fills(old, new)
     for session in desk.open.values():
         kept = session.acked if places is not None else 0
-        if places and places[0] == 0 and ring.length(session.name) < kept:
-            kept = 0
+        if places and places[0] == 0:
+            fits = may_send(ring.dtype(session.name), dtype, new[1].takes)
+            kept = kept if fits and ring.length(session.name) >= kept else 0
         if session.acked:
             desk.stats.refilled_sessions += bool(kept and places)
             desk.stats.replayed_sessions += not kept
@@ -58,13 +60,15 @@ def left(old: tuple[Hop, ...], epoch: int, new: Sequence[Hop], why: Break, names
     return [Left(old, epoch, place, names) for place in gone if names]
 
 
-async def farewell(links: Links, pipeline: str, each: Left) -> None:
+async def farewell(parts: HeadParts, each: Left) -> None:
     """Close the sessions on a stage that they have left. Its next ones drop that: they know of a newer route."""
 
     async def ignore(_: Batch | LinkFault) -> None:
         return
 
-    sender = Sender(links, each.hops[each.index].endpoint, back=ignore, lost=ignore)
+    pipeline = parts.name
+    passed = parts.registry.session_pass(pipeline, [(hop.start, hop.end) for hop in each.hops])
+    sender = Sender(parts.links, each.hops[each.index].endpoint, back=ignore, lost=ignore, session_pass=passed)
     route = Route(pipeline=pipeline, epoch=each.epoch, hops=each.hops, index=each.index)
     try:
         await sender.send(Batch(pipeline=pipeline, epoch=each.epoch, route=route, closes=each.names))

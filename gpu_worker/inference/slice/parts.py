@@ -1,4 +1,4 @@
-"""What a worker's slice is made of, as who serves it sees its parts. `slice_wiring.py` joins the real ones."""
+"""What a worker's slice is made of, as who serves it sees its parts. `wiring/slice.py` joins the real ones."""
 
 import asyncio
 from collections.abc import Callable
@@ -85,6 +85,9 @@ class Watched:
             if not self.broken.done():
                 self.broken.set_result(str(why))
             raise
+
+    async def prepare(self, schema: str) -> None:
+        await self._engine.prepare(schema)
 
     async def close(self) -> None:
         await self._engine.close()

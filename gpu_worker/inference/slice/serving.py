@@ -8,19 +8,18 @@ a head's new requests wait for that.
 import asyncio
 import gc
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gpu_worker.core.errors import Bug, OwnersFault, Unavailable
+from gpu_worker.core.errors import Bug, OwnersFault
 from gpu_worker.core.inference.batch import Batch, Hop
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import SliceInfo
 from gpu_worker.core.inference.tensor import HIDDEN
-from gpu_worker.core.inference.topology import hole_of
 from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import HeadStats, HeadStatus, TokenRequest, TokenStream
+from gpu_worker.inference.slice.around import Around
 from gpu_worker.inference.slice.document import document
 from gpu_worker.inference.slice.parts import Door, SliceParts, SliceState, Watched
 from gpu_worker.inference.stage.drain import drain_slices
@@ -29,7 +28,7 @@ from gpu_worker.inference.stage.service import StageService
 from gpu_worker.slice_port import Tell
 
 WAIT_S = 30.0  # what a request that comes while the head loads other layers waits for at most
-DESCRIBE_S, LOOK_S = 1.0, 0.05
+LOOK_S = 0.05
 AGAIN_S = 5.0
 ROUTE_LOOKS = 20
 STOP_S = 0.5  # what calls of the gRPC door that have had their answers need at most to end
@@ -54,8 +53,7 @@ class Serving:
         self.state: SliceState = "waiting"
         self.progress: tuple[int, int] = (0, 0)
         self.layers = parts.layers()
-        self.hole: str | None = None
-        self.known: Sequence[Hop] = ()
+        self.around = Around(parts, self.seen)
         self._tell = tell
         self._engine: Watched | None = None
         self._head: Head | None = None
@@ -64,11 +62,10 @@ class Serving:
         self._working: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._info: SliceInfo | None = None
-        self._head_url: str | None = None
         self._fault = ""
         parts.service.cache = lambda: None if self._engine is None else self._engine.cache
-        parts.service.stages = self.seen_stages
-        parts.service.head_url = lambda: parts.head_url() or self._head_url
+        parts.service.stages = self.around.seen
+        parts.service.head_url = self.around.head_url
         parts.service.layers = self.layers
 
     async def load(self) -> None:
@@ -93,7 +90,7 @@ class Serving:
         await self._first_route()
         await self._enter("ready")
         self._ready.set()
-        await self._look_around()
+        await self.around.look(self.layers)
 
     async def _first_route(self) -> None:
         """Return once the head has a route, or none is to be had as yet: who asks is told why."""
@@ -132,7 +129,7 @@ class Serving:
             _LOG.info("the topology gives it layers %s: it lets %s go", wanted, self.layers)
             await self._give_up()
             await self.load()
-        await self._look_around()
+        await self.around.look(self.layers)
 
     async def _give_up(self) -> None:
         """Let the sessions go elsewhere and free the memory; requests that come meanwhile wait."""
@@ -197,20 +194,6 @@ class Serving:
         self.progress = done, total
         self._tell(what, done, total)
 
-    async def _look_around(self) -> None:
-        """Say where no pipeline can be made of the stages that are known, and find the head's HTTP door."""
-        self.known = await self._stages()
-        hole = hole_of(self.known, self.layers) if self.layers.is_first else None
-        if hole != self.hole:
-            _LOG.warning("no request can be served: %s", hole) if hole else _LOG.info("every layer is served")
-            self.hole = hole
-        if self.layers.is_first or self.parts.head_url() is not None:
-            return
-        for hop in (each for each in self.known if each.start == 0):
-            with suppress(Unavailable):
-                self._head_url = (await self.parts.links.describe(hop.endpoint, DESCRIBE_S)).http_url
-                return
-
     @property
     def hop(self) -> Hop:
         return Hop(endpoint=self.parts.endpoint(), start=self.layers.start, end=self.layers.end)
@@ -242,31 +225,17 @@ class Serving:
             wire_dtypes=HIDDEN,
         )
 
-    async def _stages(self) -> Sequence[Hop]:
-        try:
-            return await self.parts.registry.stages()
-        except Unavailable:
-            return ()
-
-    async def seen_stages(self) -> Sequence[Seen]:
-        """Return every stage that is known and answers, this one among them."""
-
-        async def ask(hop: Hop) -> Any:
-            if hop.endpoint == self.parts.endpoint():
-                return self.seen()
-            try:
-                return await self.parts.links.describe(hop.endpoint, DESCRIBE_S)
-            except Unavailable:
-                return None
-
-        found = await asyncio.gather(*(ask(hop) for hop in await self._stages()))
-        return tuple(each for each in found if each is not None)
+    def begin(self, reply: Callable[[Batch], Awaitable[None]], session_pass: str) -> None:
+        self._has_stage().begin(reply, session_pass)
 
     async def receive(self, batch: Batch, reply: Callable[[Batch], Awaitable[None]]) -> None:
+        await self._has_stage().receive(batch, reply)
+
+    def _has_stage(self) -> StageService:
         if self._stage is None:
             why = "are the first of a pipeline" if self.layers.is_first else "are being loaded"
             raise InferenceError("not_ready", f"layers {self.layers} {why}")
-        await self._stage.receive(batch, reply)
+        return self._stage
 
     def ended(self, reply: Callable[[Batch], Awaitable[None]]) -> None:
         if self._stage is not None:
@@ -315,6 +284,6 @@ class Serving:
             progress=self.progress,
             info=self._info,
             head=self.status(),
-            known=self.known,
-            hole=self.hole,
+            known=self.around.known,
+            hole=self.around.hole,
         )

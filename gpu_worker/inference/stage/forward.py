@@ -203,6 +203,8 @@ class ForwardService:
         opened = self._open(request, session, name, is_last)
         run = Run(session=name, epoch=1, position=request.position, count=request.count, samples=is_last)
         opens = () if opened == session.opened else (opened,)
+        if is_last and opens and opened.sampling is not None and opened.sampling.schema is not None:
+            await self._engine.prepare(opened.sampling.schema)
         done = await self._engine.step(Step(runs=(run,), rows=request.rows, opens=opens))
         if done.refusals:
             await self._close([request.session])
@@ -258,7 +260,10 @@ class ForwardService:
 
     async def _chain(self, request: Forward, hidden: Tensor, session: _Session, hops: Sequence[Hop]) -> Forwarded:
         past = request.past or (tuple(session.tokens) if request.sampling.needs_history else ())
-        on = replace(request, rows=hidden, past=past, next=hops[1].endpoint if len(hops) > 1 else "")
+        layers = self._engine.info.layers
+        passed = request.session_pass or self._registry.session_pass(request.session, [(layers.end, layers.total)])
+        after = hops[1].endpoint if len(hops) > 1 else ""
+        on = replace(request, rows=hidden, past=past, next=after, session_pass=passed)
         try:
             return await self._onward.forward(hops[0].endpoint, on)
         except Unavailable as error:

@@ -1,19 +1,16 @@
 """The pipelines that go through a stage: who sends to it, whom it sends to, and who is told of what went wrong."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from gpu_worker.core.errors import Unavailable
 from gpu_worker.core.inference.batch import Batch, LinkFault, Route
-from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers, gap
+from gpu_worker.core.inference.passes import Shown
 from gpu_worker.inference.ports import Links, Registry
 from gpu_worker.inference.sender import Sender
 
-# Who has opened no session with a pass for so long gives its place to who comes.
-PROOF_S = 10.0
 # Sends on the stream that a batch came by. Raises Unavailable: who listened is gone.
 Reply = Callable[[Batch], Awaitable[None]]
 
@@ -23,7 +20,6 @@ class StageLimits:
     """What a stage takes from others at most. `idle_s`: how long a session may be silent. `reply_s`: for one answer."""
 
     pipelines: int = 64
-    streams: int = 256
     sessions: int = 4_096
     ring_bytes: int = 256 << 20
     idle_s: float = 300.0
@@ -35,20 +31,17 @@ class Pipeline:
     """
     A way through this stage: who sends to it, to whom the last stage answers, and how it goes on.
 
-    `claims` is the stream that will be answered by once it has opened a session with a pass.
+    `head` is whom the passes of its streams name, empty where nobody is asked for one.
 
     `turn` is had by who sends on, so that a batch of which something is refused is not overtaken by the next one.
     """
 
     route: Route
+    head: str = ""
     incoming: Reply | None = None
     answers: Reply | None = None
-    claims: Reply | None = None
     sender: Sender | None = None
     sessions: set[str] = field(default_factory=set)
-    used_s: float = 0.0
-    began_s: float = 0.0
-    is_proven: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -57,7 +50,7 @@ class Pipeline:
 
     @property
     def streams(self) -> tuple[Reply | None, ...]:
-        return self.incoming, self.answers, self.claims
+        return self.incoming, self.answers
 
     @property
     def is_last(self) -> bool:
@@ -89,76 +82,61 @@ class Pipelines:
         *,
         layers: Layers,
         endpoint: str,
-        next_endpoint: str,
         links: Links,
         registry: Registry,
         limits: StageLimits,
-        asks_passes: bool = False,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoint = endpoint
-        self._asks_passes, self._clock = asks_passes, clock
         self.all: dict[str, Pipeline] = {}
-        self._layers, self._next = layers, next_endpoint
+        self._layers = layers
         self._links, self._registry, self._limits = links, registry, limits
-        self._streams: set[Reply] = set()
+        self._streams: dict[Reply, Shown] = {}
         self._closing: set[asyncio.Task[None]] = set()
+
+    def begin(self, reply: Reply, shown: Shown) -> None:
+        """A stream was opened; `shown` is what its pass admits."""
+        self._streams[reply] = shown
 
     def of(self, batch: Batch, reply: Reply) -> Pipeline | LinkFault | None:
         """
         Return the pipeline of a batch that came by the stream `reply`, its route taken over, or why there is none.
 
-        None: the batch is of a route that is gone. Raises InferenceError no_capacity: one stream too many.
+        None: the batch is of a route that is gone.
         """
-        if reply not in self._streams:
-            if len(self._streams) >= self._limits.streams:
-                raise InferenceError("no_capacity", f"this stage serves {self._limits.streams} streams, no more")
-            self._streams.add(reply)
+        shown = self._streams.get(reply)
+        if shown is None:
+            return self._fault("no_route", "the stream was opened to layers that are gone, or has ended")
+        if shown.pipeline not in ("", batch.pipeline):
+            return self._fault("forbidden", "the pass of this stream is of another pipeline")
         known = self.all.get(batch.pipeline)
+        if known is not None and known.head != shown.head:
+            return self._fault("forbidden", "that pipeline is of another head")
         if known is not None and batch.epoch < known.route.epoch:
             return None
         if batch.route is not None:
-            return self._take(batch.route, known, reply)
+            return self._take(batch.route, known, reply, shown)
         if known is None or batch.epoch != known.route.epoch or reply not in known.streams:
             return self._fault("no_route", "the first batch of a stream brings its route")
         return known
 
-    def _take(self, route: Route, known: Pipeline | None, reply: Reply) -> Pipeline | LinkFault:
+    def _take(self, route: Route, known: Pipeline | None, reply: Reply, shown: Shown) -> Pipeline | LinkFault:
         why = self._flaw(route)
         if why is not None:
             return self._fault("invalid_argument", why)
         if known is None:
-            if len(self.all) >= self._limits.pipelines and not self._made_room():
+            if len(self.all) >= self._limits.pipelines:
                 return self._fault("no_capacity", f"{self._limits.pipelines} pipelines go through this stage, no more")
-            known = self.all[route.pipeline] = Pipeline(route=route, began_s=self._clock())
+            known = self.all[route.pipeline] = Pipeline(route=route, head=shown.head)
         elif route.answers and known.answers not in (None, reply) and route.epoch == known.route.epoch:
             return self._fault("forbidden", "that pipeline has its answers by another stream")
         known.route = route
-        if route.answers and known.answers != reply and known.sessions and self._asks_passes:
-            known.claims = reply
-        elif route.answers:
+        if route.answers:
             known.answers = reply
         else:
             known.incoming = reply
         if not known.is_last:
-            self._lead(known, route.hops[route.index + 1].endpoint)
+            self._lead(known, route.hops[route.index + 1].endpoint, shown.session_pass)
         return known
-
-    def _made_room(self) -> bool:
-        since = self._clock() - PROOF_S
-        idle = (each for each in self.all.values() if not (each.is_proven or each.sessions) and each.began_s < since)
-        oldest = next(idle, None) if self._asks_passes else None
-        if oldest is None:
-            return False
-        # A head that is one brings its route again as soon as it is told that it has none.
-        self._forget(oldest)
-        return True
-
-    def proven(self, pipeline: Pipeline, reply: Reply) -> None:
-        """A session was opened by the stream, with a pass where passes are asked for."""
-        pipeline.is_proven = True
-        if pipeline.claims == reply:
-            pipeline.answers, pipeline.claims = reply, None
 
     def _flaw(self, route: Route) -> str | None:
         """Return why this stage cannot be on that route, None where it can."""
@@ -172,8 +150,8 @@ class Pipelines:
             return f"this stage has layers {self._layers}, its place on the route says otherwise"
         return None
 
-    def _lead(self, pipeline: Pipeline, endpoint: str) -> None:
-        """Let the pipeline go on to `endpoint`, by the link that it has where that is whole."""
+    def _lead(self, pipeline: Pipeline, endpoint: str, session_pass: str) -> None:
+        """Let the pipeline go on to `endpoint`, by the link that it has where that is whole, else with that pass."""
         old = pipeline.sender
         if old is not None and old.endpoint == endpoint and not old.is_broken:
             return
@@ -187,11 +165,11 @@ class Pipelines:
         async def lost(fault: LinkFault) -> None:
             await self.up(pipeline, _word(pipeline, fault))
 
-        pipeline.sender = Sender(self._links, endpoint, back=back, lost=lost, allow=self._may_dial)
+        pipeline.sender = Sender(
+            self._links, endpoint, back=back, lost=lost, allow=self._may_dial, session_pass=session_pass
+        )
 
     async def _may_dial(self, endpoint: str) -> bool:
-        if self._next and endpoint == self._next:
-            return True
         try:
             return any(hop.endpoint == endpoint for hop in await self._registry.stages())
         except Unavailable:
@@ -233,13 +211,10 @@ class Pipelines:
 
     def ended(self, stream: Reply) -> None:
         """A stream is over. Its pipelines wait for another one as long as they have sessions."""
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
         for pipeline in [*self.all.values()]:
             pipeline.incoming = None if pipeline.incoming == stream else pipeline.incoming
             pipeline.answers = None if pipeline.answers == stream else pipeline.answers
-            pipeline.claims = None if pipeline.claims == stream else pipeline.claims
-            if pipeline.answers is None and not pipeline.sessions:
-                pipeline.answers, pipeline.claims = pipeline.claims, None
             self.drop_unused(pipeline)
 
     def drop_unused(self, pipeline: Pipeline) -> None:

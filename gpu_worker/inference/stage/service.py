@@ -12,7 +12,9 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.ring import Ring
 from gpu_worker.core.inference.rows import flaw, join, pick
 from gpu_worker.core.inference.step import CacheUse, Done, Refusal, Run, SliceInfo, Step, Tensor
+from gpu_worker.core.inference.tensor import may_send
 from gpu_worker.inference.ports import Engine, Links, Registry
+from gpu_worker.inference.stage.compiling import Compiling
 from gpu_worker.inference.stage.pipelines import Pipeline, Pipelines, Reply, StageLimits
 from gpu_worker.inference.stage.sessions import Decided, NoPasses, Passes, StageSessions
 
@@ -27,7 +29,7 @@ def _unkept(refill: Refill, why: str) -> Refusal:
 
 class StageService:
     """
-    One stage for all heads whose pipelines go through it. `next` is the stage that it was started with, if any.
+    One stage for all heads whose pipelines go through it.
 
     What a batch asks for is decided before anything is awaited, so calls of `receive` may overlap: the engine takes
     the steps in the order of the calls, and they are sent on in that order.
@@ -40,31 +42,28 @@ class StageService:
         links: Links,
         registry: Registry,
         endpoint: str,
-        next_endpoint: str = "",
         passes: Passes | None = None,
         limits: StageLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info: SliceInfo = engine.info
-        self.next = next_endpoint
         self.limits = limits or StageLimits()
         self.ring = Ring(self.limits.ring_bytes)
         layers = self.info.layers
         self.pipelines = Pipelines(
             layers=layers,
             endpoint=endpoint,
-            next_endpoint=next_endpoint,
             links=links,
             registry=registry,
             limits=self.limits,
-            asks_passes=passes is not None,
-            clock=clock,
         )
-        hop = Hop(endpoint=endpoint, start=layers.start, end=layers.end)
+        self._hop = Hop(endpoint=endpoint, start=layers.start, end=layers.end)
+        self._passes = passes or NoPasses()
         self.sessions = StageSessions(
-            info=self.info, hop=hop, ring=self.ring, passes=passes or NoPasses(), limits=self.limits, clock=clock
+            info=self.info, hop=self._hop, ring=self.ring, passes=self._passes, limits=self.limits, clock=clock
         )
         self._engine = engine
+        self._compiling = Compiling(engine, self.pipelines, self.sessions, most=self.limits.sessions, serve=self._serve)
         self._under_way = 0
         self._still = asyncio.Event()
         self._still.set()
@@ -73,13 +72,17 @@ class StageService:
     def cache(self) -> CacheUse:
         return self._engine.cache
 
+    def begin(self, reply: Reply, session_pass: str) -> None:
+        """A stream is opened. Raises InferenceError unauthenticated: its pass does not admit it here."""
+        self.pipelines.begin(reply, self._passes.check_stream(session_pass, self._hop))
+
     async def receive(self, batch: Batch, reply: Reply) -> None:
         """
         Do what a batch asks for that came by the stream `reply`; answer it or send it on.
 
         Raises:
-            InferenceError: the batch is malformed, or there is one stream too many: the stream is to be ended with
-                that code. Nothing was done, other streams are untouched.
+            InferenceError: the batch is malformed: the stream is to be ended with that code. Nothing was done, other
+                streams are untouched.
             Bug: the engine is broken. All heads have been told.
         """
         self._under_way += 1
@@ -97,6 +100,8 @@ class StageService:
             raise InferenceError("invalid_tensor", why)
         pipeline = self.pipelines.of(batch, reply)
         if isinstance(pipeline, LinkFault):
+            if pipeline.code == "forbidden":
+                raise InferenceError(pipeline.code, pipeline.detail)
             await self.pipelines.tell(reply, Batch(pipeline=batch.pipeline, epoch=batch.epoch, faults=(pipeline,)))
             return
         if pipeline is None:
@@ -105,10 +110,13 @@ class StageService:
             return
         if self.sessions.is_draining and batch.route is not None:
             await self.pipelines.tell(reply, self.pipelines.own_word(pipeline, "draining", LEAVING))
+        await self._serve(
+            pipeline, await self._compiling.put_off(pipeline, batch, reply) if pipeline.is_last else batch
+        )
+
+    async def _serve(self, pipeline: Pipeline, batch: Batch) -> None:
         decided = self.sessions.decide(pipeline, batch)
-        if decided.opens:
-            self.pipelines.proven(pipeline, reply)
-        done = await self._compute(decided.step(batch))
+        done = await self._compute(decided.step(batch, pipeline.route.takes))
         self.sessions.settle(decided, done)
         if pipeline.is_last:
             await self._answer(pipeline, batch, decided, done)
@@ -143,8 +151,8 @@ class StageService:
         await self.pipelines.answer(pipeline, answer)
 
     async def _send_on(self, pipeline: Pipeline, batch: Batch, decided: Decided, done: Done) -> None:
-        runs, hidden = self._rows(decided, done)
-        refusals = (*decided.refusals, *done.refusals)
+        runs, hidden, unlike = self._rows(decided, done)
+        refusals = (*decided.refusals, *done.refusals, *unlike)
         if refusals:
             # Before the rest goes on, so that the head hears of them before the answer to it.
             word = Batch(pipeline=batch.pipeline, epoch=batch.epoch, number=batch.number, refusals=refusals)
@@ -171,8 +179,12 @@ class StageService:
         if pipeline.sender is not None:
             await pipeline.sender.send(on)
 
-    def _rows(self, decided: Decided, done: Done) -> tuple[tuple[Run, ...], Tensor | None]:
-        """Return the runs that go on, and their rows; what was computed is kept."""
+    def _rows(self, decided: Decided, done: Done) -> tuple[tuple[Run, ...], Tensor | None, tuple[Refusal, ...]]:
+        """
+        Return the runs that go on, and their rows; what was computed is kept.
+
+        Refused are repeated runs whose rows were kept in another dtype than the others': one message has one.
+        """
         runs: tuple[Run, ...] = ()
         hidden: Tensor | None = None
         if done.hidden is not None and done.runs:
@@ -182,10 +194,15 @@ class StageService:
                     self.ring.drop(run.session)  # closed in the meantime
             runs = tuple(run for run in done.runs if not run.fills)
             hidden = pick(done.hidden, done.runs, runs) if runs else None
-        if decided.again:
-            runs += tuple(run for run, _ in decided.again)
-            hidden = join((hidden, *(rows for _, rows in decided.again)))
-        return runs, hidden
+        dtype = next((rows.dtype for rows in (hidden, *(rows for _, rows in decided.again)) if rows is not None), "")
+        again = [(run, rows) for run, rows in decided.again if rows.dtype == dtype]
+        unlike = tuple(
+            Refusal(session=run.session, epoch=run.epoch, code="position_gap", detail=f"its rows are {rows.dtype}")
+            for run, rows in decided.again
+            if rows.dtype != dtype
+        )
+        runs += tuple(run for run, _ in again)
+        return runs, join((hidden, *(rows for _, rows in again))), unlike
 
     async def _refill(self, pipeline: Pipeline, on: Batch, mine: tuple[Refill, ...]) -> Batch:
         """Fill the next stage's cache from the ring. Returns what of `on` is still to be sent."""
@@ -193,7 +210,8 @@ class StageService:
         first = Batch(pipeline=on.pipeline, epoch=on.epoch, route=on.route, closes=on.closes, opens=on.opens)
         await pipeline.sender.send(first)
         for refill in mine:
-            if refill.session not in pipeline.sessions or self.ring.length(refill.session) < refill.length:
+            is_kept = refill.session in pipeline.sessions and self.ring.length(refill.session) >= refill.length
+            if not is_kept or not may_send(self.ring.dtype(refill.session), self.info.dtype, pipeline.route.takes):
                 no = _unkept(refill, "its rows are no longer kept")
                 await self.pipelines.up(pipeline, Batch(pipeline=on.pipeline, epoch=on.epoch, refusals=(no,)))
                 continue
@@ -240,4 +258,5 @@ class StageService:
             async with asyncio.timeout(CLOSE_S):
                 await self._still.wait()
                 await self.pipelines.flush()
+        self._compiling.close()
         await self.pipelines.close()

@@ -1,4 +1,9 @@
-"""The sessions that are open on a stage: what a batch may do with them, and what is known of them after it."""
+"""
+The sessions that are open on a stage: what a batch may do with them, and what is known of them after it.
+
+Which epoch counts, what is a repeat and who is idle is decided here, for pipelines. `engine.slice.sessions` refuses
+only what would break its cache all the same, and closes what is left open by callers that do not come back.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -7,26 +12,38 @@ from typing import Protocol
 
 from gpu_worker.core.inference.batch import Batch, Hop
 from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.core.inference.passes import Shown
 from gpu_worker.core.inference.ring import Ring
 from gpu_worker.core.inference.rows import pick
 from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.step import Done, Open, Refusal, Run, SliceInfo, Step, Tensor
 from gpu_worker.core.inference.steps import Known, Verdict, after, judge
+from gpu_worker.core.inference.tensor import may_send
 from gpu_worker.inference.stage.pipelines import Pipeline, StageLimits
 
 
 class Passes(Protocol):
     """The session passes that others signed (DESIGN section 8)."""
 
-    def check(self, session_pass: str, session: str, hop: Hop) -> None:
-        """Return if `session_pass` admits `session` to the stage `hop`. Raises InferenceError unauthenticated."""
+    def check(self, session_pass: str, session: str, hop: Hop) -> str:
+        """
+        Return the head that `session_pass` admits with `session` to the stage `hop`.
+
+        Raises InferenceError unauthenticated: it does not.
+        """
+
+    def check_stream(self, session_pass: str, hop: Hop) -> Shown:
+        """Return what a stream that is opened to `hop` with `session_pass` may carry. Raises InferenceError."""
 
 
 class NoPasses:
     """Nobody is asked for a pass."""
 
-    def check(self, session_pass: str, session: str, hop: Hop) -> None:
-        return
+    def check(self, session_pass: str, session: str, hop: Hop) -> str:
+        return ""
+
+    def check_stream(self, session_pass: str, hop: Hop) -> Shown:
+        return Shown(session_pass=session_pass)
 
 
 @dataclass(slots=True)
@@ -66,12 +83,13 @@ class Decided:
     def refuse(self, what: Open | Run, code: str, detail: str) -> None:
         self.refusals.append(Refusal(session=what.session, epoch=what.epoch, code=code, detail=detail))
 
-    def step(self, batch: Batch) -> Step | None:
-        """Return what the engine is to do, None where there is nothing."""
+    def step(self, batch: Batch, takes: tuple[str, ...]) -> Step | None:
+        """Return what the engine is to do for a next stage that `takes` those dtypes, None where there is nothing."""
         if not (self.runs or self.opens or self.closes):
             return None
         rows = pick(batch.hidden, batch.runs, self.runs) if batch.hidden is not None and self.runs else ()
-        return Step(runs=tuple(self.runs), rows=rows, opens=tuple(self.opens), closes=tuple(self.closes))
+        opens, closes = tuple(self.opens), tuple(self.closes)
+        return Step(runs=tuple(self.runs), rows=rows, opens=opens, closes=closes, takes=takes)
 
 
 class StageSessions:
@@ -95,7 +113,7 @@ class StageSessions:
     def decide(self, pipeline: Pipeline, batch: Batch) -> Decided:
         """Return what is to be done; the sessions are then known as if it had been."""
         decided = Decided()
-        now = pipeline.used_s = self._clock()
+        now = self._clock()
         for name in batch.closes:
             self._close(decided, pipeline, name)
         if batch.opens:
@@ -154,6 +172,14 @@ class StageSessions:
         decided.opens.append(new)
         decided.begun.append(new)
 
+    def admits(self, pipeline: Pipeline, new: Open) -> bool:
+        """Return whether a session would be served here, were it opened now."""
+        try:
+            self._admit(pipeline, new, self._all.get(new.session))
+        except InferenceError:
+            return False
+        return True
+
     def _admit(self, pipeline: Pipeline, new: Open, old: StageSession | None) -> None:
         """Raises InferenceError: the session is not served here."""
         if old is not None and old.pipeline is not pipeline:
@@ -162,7 +188,8 @@ class StageSessions:
             raise InferenceError("draining", "this stage takes no new sessions, it is about to go")
         if not 0 < new.positions <= self._info.context:
             raise InferenceError("context_length_exceeded", f"a session has at most {self._info.context} positions")
-        self._passes.check(new.session_pass, new.session, self._hop)
+        if self._passes.check(new.session_pass, new.session, self._hop) != pipeline.head:
+            raise InferenceError("unauthenticated", "the session pass is of another head than its stream's")
         if old is None and len(self._all) >= self._limits.sessions:
             raise InferenceError("no_capacity", f"{self._limits.sessions} sessions are open here, no more")
 
@@ -195,9 +222,10 @@ class StageSessions:
                 decided.tokens.append(answer)
             return True
         rows = self._ring.rows(run.session, run.position, run.end)
-        if rows is not None:
-            decided.again.append((run, rows))
-        return rows is not None
+        if rows is None or not may_send(rows.dtype, self._info.dtype, session.pipeline.route.takes):
+            return False
+        decided.again.append((run, rows))
+        return True
 
     def settle(self, decided: Decided, done: Done) -> None:
         """Take over what the engine made of the decided: its tokens, and that what it refused was not done."""

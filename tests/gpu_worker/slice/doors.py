@@ -2,24 +2,28 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+
+import grpc.aio
+import pytest
 
 from gpu_worker.core.inference.batch import Batch, Hop, Route
 from gpu_worker.core.inference.sampling import Sampled, Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import Done, Open, Run, Step, Tensor
+from gpu_worker.edges.grpc_channel import CODE_KEY
 from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
 from gpu_worker.edges.links_grpc import GrpcLinks
 from gpu_worker.inference.ports import Link
 from gpu_worker.inference.stage.forward import ForwardService
 from gpu_worker.inference.stage.service import StageService
-from gpu_worker.inference.stage.sessions import NoPasses
-from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, ToyEngine
+from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, ToyEngine, whole
 
 GREEDY = Sampling(temperature=0.0)
+_PROMPT = (3, 1, 4, 1, 5)
 HEAD = Hop(endpoint="127.0.0.1:1", start=0, end=2)
 
 
@@ -28,9 +32,13 @@ class Known:
 
     def __init__(self) -> None:
         self.hops: list[Hop] = []
+        self.sign: Callable[[str, Sequence[tuple[int, int]]], str] = lambda session, layers: ""
 
     async def stages(self) -> Sequence[Hop]:
         return self.hops
+
+    def session_pass(self, session: str, layers: Sequence[tuple[int, int]]) -> str:
+        return self.sign(session, layers)
 
 
 class ByteText:
@@ -79,8 +87,8 @@ class Stage:
         self.links, self.onward = GrpcLinks(more.get("tls")), GrpcOnward(more.get("tls"))
         self.forward = ForwardService(engine=self.engine, registry=self.known, onward=self.onward, text=ByteText())
         self.is_ready = True
-        self._has_steps, self._passes = has_steps, more.pop("passes", None) or NoPasses()
-        self._speaker = more.pop("speaker", no_speaker)
+        self._has_steps, self._passes = has_steps, more.pop("passes", None)
+        self._speaker, self._secret = more.pop("speaker", no_speaker), more.pop("secret", "")
         self._options = more
 
     @property
@@ -109,7 +117,9 @@ class Stage:
         self.steps = StageService(
             engine=self.engine, links=self.links, registry=self.known, endpoint="", passes=self._passes
         )
-        rpcs = ForwardRpcs(lambda: self.engine.info, lambda: self.hop, self.forward, self._passes, self._speaker)
+        rpcs = ForwardRpcs(
+            lambda: self.engine.info, lambda: self.hop, self.forward, self._passes, self._speaker, self._secret
+        )
         options = DoorOptions(port=port, **self._options)
         self.door = GrpcDoor(options, self.seen, self.steps if self._has_steps else None, rpcs)
         await self.door.start()
@@ -127,8 +137,8 @@ class Stage:
 async def stages(*made: Stage) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         for stage in made:
-            await stage.start()
             stack.push_async_callback(stage.close)
+            await stage.start()
         yield
 
 
@@ -186,6 +196,30 @@ class ToyHead:
 def last_open(session: str, prompt: Sequence[int], sampling: Sampling) -> Open:
     history = tuple(prompt) if sampling.needs_history else ()
     return Open(session=session, epoch=1, positions=100, sampling=sampling, history=history, prompt_len=len(history))
+
+
+def ids_of(tokens: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of a ForwardRequest with these tokens as its rows."""
+    data = b"".join(token.to_bytes(8, "little", signed=True) for token in tokens)
+    return {"hidden_states": data, "shape": [1, len(tokens)], "dtype": "int64"}
+
+
+async def refused(call: Any) -> tuple[str, str]:
+    """Return the status and the code of a call that must be refused."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    error = raised.value
+    return error.code().name, dict(error.trailing_metadata()).get(CODE_KEY, "")
+
+
+async def alive(stage: "Stage") -> None:
+    """Return if the stage still serves a head."""
+    links = GrpcLinks()
+    try:
+        head = ToyHead(await links.connect(stage.endpoint), stage.endpoint, "alive")
+        assert await head.generate("alive", _PROMPT, 3) == whole(_PROMPT, 3, sampling=GREEDY)
+    finally:
+        await links.close()
 
 
 async def main(start: int, end: int, known: Sequence[str]) -> None:

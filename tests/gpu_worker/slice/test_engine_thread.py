@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from gpu_worker.core.errors import Bug, OwnersFault
+from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import CacheUse, Done, SliceInfo, Step
-from gpu_worker.edges.engine_thread import EngineThread, start_engine
+from gpu_worker.edges.engine_thread import PREPARING_MAX, EngineThread, start_engine
 
 INFO = SliceInfo(
     model="m", model_hash="", family="toy", layers=Layers(0, 1, 1), hidden_size=1, vocab_size=1, context=1,
@@ -19,12 +20,17 @@ INFO = SliceInfo(
 
 
 class Engine:
-    """Counts its steps; they wait while `may_step` is not set, and the step that closes `bad` raises."""
+    """
+    Counts its steps; they wait while `may_step` is not set, and the step that closes `bad` raises.
+
+    It prepares schemas once `may_prepare` is set.
+    """
 
     def __init__(self) -> None:
         self.threads = {threading.get_ident()}
         self.may_step = threading.Event()
         self.may_step.set()
+        self.may_prepare = threading.Event()
         self.is_closed = False
         self.done: list[str] = []
 
@@ -38,6 +44,11 @@ class Engine:
         if step.closes == ("bad",):
             raise RuntimeError("the step")
         return Done(compute_s=float(len(self.done)))
+
+    def prepare(self, schema: str) -> None:
+        assert self.may_prepare.wait(30)
+        if schema == "bad":
+            raise InferenceError("invalid_argument", "the schema")
 
     def close(self) -> None:
         self.is_closed = True
@@ -175,4 +186,24 @@ async def test_the_loop_turns_while_the_engine_computes():
         await asyncio.sleep(0.001)
         turns += 1
     assert turns >= 5
+    await thread.close()
+
+
+async def test_schemas_are_prepared_beside_the_steps_and_not_too_many_wait():
+    engine = Engine()
+    thread = await start_engine(lambda: engine)
+    # Equal ones are one.
+    schemas = ["{}", "{}", *(f'{{"title":"{number}"}}' for number in range(PREPARING_MAX - 2)), "bad"]
+    preparing = [asyncio.create_task(thread.prepare(each)) for each in schemas]
+    await asyncio.sleep(0)
+    assert (await thread.step(closing("a"))).compute_s == 1.0
+    with pytest.raises(InferenceError) as refused:
+        await thread.prepare("true")
+    assert refused.value.code == "no_capacity"
+    assert not any(each.done() for each in preparing)
+    engine.may_prepare.set()
+    *good, bad = await asyncio.gather(*preparing, return_exceptions=True)
+    assert set(good) == {None}
+    assert isinstance(bad, InferenceError)
+    await thread.prepare("{}")
     await thread.close()

@@ -15,7 +15,7 @@ from gpu_worker.edges.proto_codec import name
 from gpu_worker.inference.stage.forward import CROWDED_S, PREFIX, SESSIONS_MAX, Forward, ForwardService
 from tests.fixtures.toy_pipeline import ToyEngine
 from tests.gpu_worker.slice.doors import Known, Stage, stages
-from tests.gpu_worker.slice.test_grpc_door import GOOD, refused
+from tests.gpu_worker.slice.test_grpc_forward import GOOD, refused
 from wire.proto import inference_pb2 as pb
 from wire.proto.inference_pb2_grpc import InferencePipelineStub
 
@@ -70,12 +70,10 @@ def test_no_id_of_the_wire_is_that_of_a_session_of_single_calls() -> None:
         name(PREFIX + "s")
 
 
-async def test_a_stream_that_says_nothing_is_ended() -> None:
-    links = GrpcLinks()
+async def test_a_stream_that_says_nothing_is_ended(links: GrpcLinks) -> None:
     async with stages(stage := Stage(2, 4, first_s=0.1, streams_max=1)):
         link = await links.connect(stage.endpoint)
         with pytest.raises(Exception, match="nothing was sent") as raised:
             await anext(link.batches())
         assert raised.value.code == "deadline"
         await (await links.connect(stage.endpoint)).close()
-        await links.close()

@@ -11,7 +11,7 @@ from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.inference.stage.drain import drain_slices
 from tests.fixtures.head_world import World, expected, hop, world
-from tests.fixtures.virtual_time import run
+from tests.fixtures.virtual_time import VirtualLoop, run
 
 PENALISED = {"repetition_penalty": 1.3}
 OTHER = {"dtype": "float16", "back_end": "lean int8"}
@@ -29,7 +29,10 @@ class Refusing:
     """A stage that says what it is and takes no step."""
 
     def __init__(self, stage: Any) -> None:
-        self.info, self.next = stage.info, stage.next
+        self.info = stage.info
+
+    def begin(self, reply: Callable[[Batch], Awaitable[None]], session_pass: str) -> None:
+        return
 
     async def receive(self, batch: Batch, reply: Callable[[Batch], Awaitable[None]]) -> None:
         raise InferenceError("internal", "broken")
@@ -54,6 +57,24 @@ def test_thousands_of_routes_in_vain_are_no_more_than_that() -> None:
             await here.until(lambda: here.head.stats.failovers > 1_100)
             here.start_stage("2:4")
             assert await here.tell("s", range(5), 5) == expected(range(5), 5)
+
+    run(main())
+
+
+def test_a_head_that_stood_still_itself_blames_nobody() -> None:
+    async def main() -> None:
+        async with world("0:2", "2:4") as here:
+            told = asyncio.create_task(here.tell("s", range(9), 20))
+            await here.until(lambda: here.tokens() >= 5)
+            engine = here.engines["2:4"]
+            engine.may_step.clear()
+            await asyncio.sleep(0.01)
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualLoop)
+            loop.stand_still(60)
+            engine.may_step.set()
+            assert await told == expected(range(9), 20)
+            assert here.head.stats.failovers == 0
 
     run(main())
 

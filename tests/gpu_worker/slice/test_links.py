@@ -12,17 +12,19 @@ from gpu_worker.core.errors import Unavailable
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Run, Step, Tensor
-from gpu_worker.core.inference.tensor import HIDDEN
-from gpu_worker.edges.grpc_channel import SERVICE
+from gpu_worker.core.inference.tensor import HIDDEN, message_bytes
+from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED
 from gpu_worker.edges.links_grpc import GrpcLinks, StepsLink
-from gpu_worker.edges.links_unary import UnaryLink
+from gpu_worker.edges.links_unary import DTYPES, UnaryLink
 from tests.fixtures.fault_proxy import proxy_to
+from tests.fixtures.grpc_servers import server_of
 from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, whole
 from tests.gpu_worker.slice.doors import GREEDY, Stage, ToyHead, last_open, stages
 from wire.proto import inference_pb2 as pb
 
 PROMPT = (3, 1, 4, 1, 5)
-DETECTED_S = 10.0
+DETECTED_S = 20.0
+ANSWER_S = 30.0
 
 
 @dataclass
@@ -35,16 +37,14 @@ class World:
 
 
 @pytest.fixture(params=["steps", "four older RPCs"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    stage, links = Stage(2, 4, has_steps=request.param == "steps"), GrpcLinks()
-    async with stages(stage):
+async def world(request: pytest.FixtureRequest, links: GrpcLinks) -> AsyncIterator[World]:
+    async with stages(stage := Stage(2, 4, has_steps=request.param == "steps")):
         yield World(stage, links)
-        await links.close()
 
 
 async def test_the_link_is_of_the_kind_that_the_stage_has(world: World) -> None:
     link = await world.links.connect(world.stage.endpoint)
-    seen = await world.links.describe(world.stage.endpoint, 1.0)
+    seen = await world.links.describe(world.stage.endpoint, ANSWER_S)
     assert isinstance(link, StepsLink if seen.has_steps else UnaryLink)
     assert link.endpoint == world.stage.endpoint
 
@@ -60,12 +60,12 @@ async def test_the_tokens_are_those_of_the_unsplit_model(world: World, sampling:
 
 
 async def test_a_stage_describes_itself(world: World) -> None:
-    seen = await world.links.describe(world.stage.endpoint, 1.0)
+    seen = await world.links.describe(world.stage.endpoint, ANSWER_S)
     assert seen.layers == Layers(2, 4, 4)
     assert (seen.model, seen.model_hash, seen.is_ready) == (MODEL, MODEL_HASH, True)
     assert (seen.next, seen.http_url) == ("127.0.0.1:2", "http://127.0.0.1:3")
     assert (seen.hop.endpoint, seen.hop.start, seen.hop.end) == (world.stage.endpoint, 2, 4)
-    assert seen.wire_dtypes == HIDDEN
+    assert seen.wire_dtypes == (HIDDEN if seen.has_steps else DTYPES)
 
 
 async def test_sessions_of_one_batch_are_answered_each_for_itself(world: World) -> None:
@@ -148,9 +148,9 @@ async def test_nobody_at_an_address_is_unavailable(world: World) -> None:
     with pytest.raises(Unavailable):
         await world.links.connect(endpoint)
     with pytest.raises(Unavailable):
-        await world.links.describe(endpoint, 1.0)
+        await world.links.describe(endpoint, ANSWER_S)
     await world.stage.start(int(endpoint.rpartition(":")[2]))
-    assert (await world.links.describe(endpoint, 1.0)).model == MODEL
+    assert (await world.links.describe(endpoint, ANSWER_S)).model == MODEL
 
 
 async def test_a_stage_that_stops_answering_is_noticed(world: World) -> None:
@@ -170,8 +170,8 @@ async def test_a_stage_that_stops_answering_is_noticed(world: World) -> None:
             await GrpcLinks(connect_s=0.3).connect(proxy.endpoint)
 
 
-async def test_a_stage_that_is_behind_holds_its_sender_back() -> None:
-    stage, links = Stage(2, 4), GrpcLinks()
+async def test_a_stage_that_is_behind_holds_its_sender_back(links: GrpcLinks) -> None:
+    stage = Stage(2, 4)
     async with stages(stage):
         head = ToyHead(await links.connect(stage.endpoint), stage.endpoint)
         await head.open("s", PROMPT)
@@ -195,28 +195,21 @@ async def test_a_stage_that_is_behind_holds_its_sender_back() -> None:
         stage.engine.may_step.set()
         assert (await head.until(lambda batch: batch.tokens)).tokens[0].token == whole(PROMPT, 1, sampling=GREEDY)[0]
         await sending
-        await links.close()
 
 
-async def test_a_stage_that_says_it_has_steps_and_has_none_is_served_by_the_others() -> None:
+async def test_a_stage_that_says_it_has_steps_and_has_none_is_served_by_the_others(links: GrpcLinks) -> None:
     async def layer_info(_request, _context):
         return pb.LayerInfoResponse(model_name="m", layer_end=1, total_layers=1, has_steps=True)
 
-    server = grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(
         layer_info, pb.Empty.FromString, pb.LayerInfoResponse.SerializeToString
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"GetLayerInfo": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    links = GrpcLinks()
-    assert isinstance(await links.connect(f"127.0.0.1:{port}"), UnaryLink)
-    await links.close()
-    await server.stop(0)
+    async with server_of(SERVICE, {"GetLayerInfo": handler}) as endpoint:
+        assert isinstance(await links.connect(endpoint), UnaryLink)
 
 
-async def test_an_older_stage_behind_a_stage_that_does_not_know_the_sampling_is_refused() -> None:
-    stage, links = Stage(2, 4, has_steps=False), GrpcLinks()
+async def test_an_older_stage_behind_a_stage_that_does_not_know_the_sampling_is_refused(links: GrpcLinks) -> None:
+    stage = Stage(2, 4, has_steps=False)
     async with stages(stage):
         head = ToyHead(await links.connect(stage.endpoint), stage.endpoint)
         opened = last_open("s", PROMPT, GREEDY)
@@ -225,4 +218,31 @@ async def test_an_older_stage_behind_a_stage_that_does_not_know_the_sampling_is_
         run = Run(session="s", epoch=1, position=0, count=5, samples=True)
         await head.send(runs=(run,), hidden=await head.rows(run, PROMPT))
         assert (await head.until(lambda batch: batch.refusals)).refusals[0].code == "no_route"
-        await links.close()
+
+
+@pytest.mark.row(49)
+@pytest.mark.parametrize("over", [False, True], ids=["as large as may be", "one byte more"])
+async def test_an_answer_over_the_limit_is_refused_before_it_is_read(over: bool) -> None:
+    async def layer_info(_request, _context):
+        return pb.LayerInfoResponse(model_name="m", layer_end=1, total_layers=1, has_steps=True)
+
+    async def steps(_requests, context):
+        await context.send_initial_metadata((STEPS_ARE_SERVED,))
+        await context.write(bytes(message_bytes(8) + over))
+
+    handlers = {
+        "GetLayerInfo": grpc.unary_unary_rpc_method_handler(
+            layer_info, pb.Empty.FromString, pb.LayerInfoResponse.SerializeToString
+        ),
+        "Steps": grpc.stream_stream_rpc_method_handler(steps),
+    }
+    links = GrpcLinks(width=8)
+    async with server_of(SERVICE, handlers) as endpoint:
+        try:
+            link = await links.connect(endpoint)
+            with pytest.raises(Unavailable) as refused:
+                await anext(link.batches())
+        finally:
+            await links.close()
+        # What is read is no batch; what is larger is not read.
+        assert refused.value.code == ("no_capacity" if over else "invalid_argument")

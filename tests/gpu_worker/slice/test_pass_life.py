@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.core.inference.passes import TTL_S
+from gpu_worker.core.inference.passes import TTL_S, Shown
 from gpu_worker.inference.stage.service import StageService
 from tests.fixtures.head_world import World, expected, hop, world
 from tests.fixtures.toy_links import ToyRegistry
@@ -31,16 +31,25 @@ class SigningRegistry(ToyRegistry):
 
 
 class TimedPasses:
-    """`inference.sessions.Passes` for those; `seen` are the ones that were shown."""
+    """`inference.sessions.Passes` for those; `seen` are the ones that sessions were opened with, `streams` streams."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.streams: list[str] = []
 
-    def check(self, session_pass: str, session: str, hop: Hop) -> None:
+    def check(self, session_pass: str, session: str, hop: Hop) -> str:
         until_s, name, _ = session_pass.split()
         self.seen.append(session_pass)
         if float(until_s) < now() or name != session:
             raise InferenceError("unauthenticated", "the session pass has expired")
+        return ""
+
+    def check_stream(self, session_pass: str, hop: Hop) -> Shown:
+        until_s, name, _ = session_pass.split()
+        self.streams.append(session_pass)
+        if float(until_s) < now():
+            raise InferenceError("unauthenticated", "the session pass has expired")
+        return Shown(name, "", session_pass)
 
 
 class GuardedWorld(World):
@@ -83,7 +92,10 @@ def test_a_session_that_moves_after_its_pass_has_expired_shows_a_new_one() -> No
             assert tokens == expected(PROMPT, COUNT, temperature=0.0)
             assert here.head.stats.failovers == 1
             assert isinstance(here.registry, SigningRegistry)
-            first, second = here.registry.signed
+            streams = [each for each in here.registry.signed if each.split()[1] != "s"]
+            first, second = (each for each in here.registry.signed if each.split()[1] == "s")
+            assert {*here.guards[lost].streams, *here.guards[spare].streams} <= {*streams}
+            assert not {*here.guards[lost].streams} & {*here.guards[spare].streams}
             assert here.guards[lost].seen == [first]
             assert here.guards[spare].seen == [second]
             assert float(second.split()[0]) - float(first.split()[0]) > TTL_S

@@ -14,7 +14,7 @@ from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
 from gpu_worker.engine.slice.text import FolderText, tokenizer_in
 from gpu_worker.inference.stage.forward import ForwardService
-from gpu_worker.inference.stage.sessions import NoPasses
+from tests.fixtures.grpc_servers import open_door
 from tests.fixtures.stages import free_endpoint, head_of, tell
 from tests.fixtures.tiny_words import LAYERS
 from tests.gpu_worker.slice.doors import Known
@@ -53,14 +53,12 @@ async def real(tiny_words: Path, tmp_path: Path) -> AsyncIterator[Real]:
         info, onward = engine.info, GrpcOnward()
         service = ForwardService(engine=engine, registry=Known(), onward=onward, text=text)
         hop = Hop(endpoint=own, start=0, end=LAYERS)
-        rpcs = ForwardRpcs(lambda: info, lambda: hop, service, NoPasses(), lambda: (head, text))
+        rpcs = ForwardRpcs(lambda: info, lambda: hop, service, None, lambda: (head, text))
         seen = Seen(
             endpoint=own, layers=info.layers, model="tiny", model_hash=info.model_hash, is_ready=True, next="",
             http_url="", hidden_size=info.hidden_size,
         )  # fmt: skip
-        door = GrpcDoor(DoorOptions(), lambda: seen, None, rpcs)
-        await door.start()
-        stack.push_async_callback(door.stop, 0)
+        door = await stack.enter_async_context(open_door(GrpcDoor(DoorOptions(), lambda: seen, None, rpcs)))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{door.port}"))
         yield Real(InferencePipelineStub(channel), text, service)
 

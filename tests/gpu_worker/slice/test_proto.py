@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from gpu_worker.core.inference.batch import Batch, Hop, LinkFault, Refill, Route
 from gpu_worker.core.inference.codes import CODES, InferenceError
+from gpu_worker.core.inference.limits import NAME_CHARS_MAX
 from gpu_worker.core.inference.sampling import Sampled, Sampling, flaw
 from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
 from gpu_worker.core.inference.tensor import Expected
-from gpu_worker.edges.proto_codec import decode, encode, sealed
+from gpu_worker.edges.proto_codec import decode, encode
+from gpu_worker.edges.proto_frame import sealed
 from gpu_worker.edges.proto_params import params_of, sampling_of, shortest
 from tests.house.tree import ROOT
 from wire.proto import check
@@ -262,7 +264,7 @@ ROW = {"dtype": "float32", "shape": [1, 4], "data": bytes(16)}
         pytest.param(pb.StepBatch(pipeline="p").SerializeToString(), "invalid_argument", id="no checksum"),
         pytest.param(b"", "invalid_argument", id="nothing"),
         pytest.param(sealed(b""), "invalid_argument", id="no pipeline"),
-        pytest.param(step(closes=["x" * 129]), "invalid_argument", id="a long session"),
+        pytest.param(step(closes=["x" * (NAME_CHARS_MAX + 1)]), "invalid_argument", id="a long session"),
         pytest.param(step(closes=[""]), "invalid_argument", id="an empty session"),
         pytest.param(step(closes=["a\nb"]), "invalid_argument", id="a session of two lines"),
         pytest.param(step(closes=["s"] * 4097), "too_large", id="many closes"),
@@ -371,3 +373,17 @@ def code_of(data: bytes) -> str | None:
     except InferenceError as error:
         return error.code
     return None
+
+
+def test_what_each_stage_takes_is_told_with_the_route() -> None:
+    # A pipeline's name begins with its head's endpoint, however long that is.
+    name = "h" * 253 + ":50051/" + "0" * 16
+    hops = (
+        Hop(endpoint="a:1", start=0, end=2),
+        Hop(endpoint="b:1", start=2, end=4, takes=("float32", "x" * 9_000, "int8")),
+    )
+    route = Route(pipeline=name, epoch=1, hops=hops, index=0)
+    found, _ = decode(encode(Batch(pipeline=name, epoch=1, route=route)), None)
+    assert found.route == route
+    assert [hop.takes for hop in found.route.hops] == [(), ("float32", "int8")]
+    assert found.route.takes == ("float32", "int8")

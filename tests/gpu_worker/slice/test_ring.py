@@ -93,7 +93,9 @@ def test_rows_of_another_kind_begin_anew() -> None:
     keep(ring, run("a", 0, 3), run("b", 0, 1))
     ring.keep([run("a", 0, 2)], Tensor("bfloat16", (2, WIDTH), bytes(8)))
     assert ring.rows("a", 0, 2) == Tensor("bfloat16", (2, WIDTH), bytes(8))
-    assert (ring.length("b"), ring.bytes_used) == (0, BLOCK // 2)
+    assert (kept(ring, "b"), ring.bytes_used) == ([row("b", 0)], BLOCK // 2 + BLOCK), "others stay"
+    ring.keep([run("b", 1, 1)], Tensor("bfloat16", (1, WIDTH), bytes(4)))
+    assert (ring.length("b"), ring.dtype("b"), ring.dtype("a")) == (0, "", "bfloat16"), "half of each fills nothing"
 
 
 def test_a_dropped_session_gives_its_bytes_back() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from gpu_worker.core.errors import Unavailable
 from gpu_worker.core.inference.batch import Batch, LinkFault
-from gpu_worker.inference.sender import WAITING_MAX, Sender
+from gpu_worker.core.inference.step import Tensor
+from gpu_worker.inference.sender import WAITING_BYTES_MAX, WAITING_MAX, Sender
 from tests.fixtures.toy_links import BEHIND_MAX, ToyNet
 
 LIMIT_S = 10.0
@@ -14,6 +15,9 @@ LIMIT_S = 10.0
 
 class Echo:
     """A stage that sends back what it gets."""
+
+    def begin(self, reply, session_pass: str) -> None:
+        return
 
     async def receive(self, batch: Batch, reply) -> None:
         await reply(batch)
@@ -92,6 +96,39 @@ async def test_a_frozen_stage_is_waited_for_within_bounds() -> None:
             sent += 1
     assert WAITING_MAX <= sent <= WAITING_MAX + BEHIND_MAX + 2
     assert "behind" in (await ends.fault()).detail
+
+
+async def test_rows_that_wait_are_bounded_in_bytes() -> None:
+    ends = Ends()
+    sender = ends.sender(behind_s=0.05)
+    await sender.send(batch(0))
+    await ends.numbers.get()
+    ends.net.freeze("s")
+    rows = Tensor("float32", (1, 1), memoryview(bytes(WAITING_BYTES_MAX // 4 + 1)))
+    sent = 0
+    async with asyncio.timeout(LIMIT_S):
+        while await sender.send(Batch(pipeline="p", epoch=0, number=sent, hidden=rows)):
+            sent += 1
+    assert 4 <= sent <= 4 + BEHIND_MAX + 2
+    assert "behind" in (await ends.fault()).detail
+
+
+async def test_who_waits_for_a_place_is_not_overtaken() -> None:
+    ends = Ends()
+    sender = ends.sender()
+    await sender.send(batch(0))
+    await ends.numbers.get()
+    ends.net.freeze("s")
+    rest = range(1, 2 * WAITING_MAX)
+    waiting = [asyncio.create_task(sender.send(batch(number))) for number in rest]
+    for _ in range(20):
+        await asyncio.sleep(0)  # until nothing more has room
+    assert not all(task.done() for task in waiting)
+    ends.net.restore("s")
+    late = [asyncio.create_task(sender.send(batch(number + len(rest)))) for number in rest]
+    assert all(await asyncio.gather(*waiting, *late))
+    assert [await ends.numbers.get() for _ in range(2 * len(rest))] == [*range(1, 2 * len(rest) + 1)]
+    await sender.close()
 
 
 async def test_an_endpoint_that_may_not_be_dialled_is_forbidden() -> None:

@@ -15,6 +15,7 @@ from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.sampling import Sampled, Sampling
 from gpu_worker.core.inference.step import Done, Open, Run, Step, Tensor
+from gpu_worker.core.inference.tensor import HIDDEN
 from gpu_worker.engine.slice.slice_engine import EngineOptions, SliceEngine, open_engine
 from gpu_worker.engine.slice.stage import Stage
 from tests.fixtures.tiny import Tiny
@@ -108,7 +109,7 @@ def answers(engines: Sequence[SliceEngine], name: str, it: Sampling, prompt: Seq
 
 def same(one: Sampled, other: Sampled) -> bool:
     """Whether two answers are the same; log probabilities have the rounding of their pass in the last digits."""
-    return replace(one, logprob=None, top=(), session="") == replace(other, logprob=None, top=(), session="") and (
+    return one._replace(logprob=None, top=(), session="") == other._replace(logprob=None, top=(), session="") and (
         [token for token, _ in one.top] == [token for token, _ in other.top]
         and one.logprob == pytest.approx(other.logprob, abs=1e-4)
     )
@@ -401,7 +402,7 @@ def test_logits_that_are_no_numbers_end_their_session_alone(faulty: Faulty):
 def test_rows_go_out_as_the_wire_wants_them(model: Path, halves: tuple[SliceEngine, SliceEngine], wire: str):
     first = open_engine(model, "0:1", options(wire_dtype=wire))
     rows = prompt_of(2)
-    step = Step(opens=(opened("s", GREEDY, rows),), runs=(run("s", 0, len(rows)),), rows=rows)
+    step = Step(opens=(opened("s", GREEDY, rows),), runs=(run("s", 0, len(rows)),), rows=rows, takes=HIDDEN)
     plain = halves[0].step(step).hidden
     sent = first.step(step).hidden
     assert plain is not None

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from gpu_worker.core.inference.batch import Batch, Hop
-from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Open, Run, Step
 from gpu_worker.inference.stage.pipelines import StageLimits
 from tests.fixtures.toy_head import LIMIT_S, ToyHead, World
+from tests.fixtures.toy_links import ToyPasses
 from tests.fixtures.toy_pipeline import whole
 
 PROMPTS = {"a": [3, 1, 4], "b": [1], "c": [5, 9, 2, 6, 5, 3, 5]}
@@ -192,12 +192,7 @@ async def test_eos_and_the_history_reach_the_last_stage_alone() -> None:
 
 
 async def test_passes_are_checked_at_every_stage() -> None:
-    class Strict:
-        def check(self, session_pass: str, session: str, hop: Hop) -> None:
-            if session_pass != f"pass of {session}" or hop.end < 3:
-                raise InferenceError("unauthenticated", "no pass for this stage")
-
-    world = World(0, 1, 3, 4, passes=Strict())
+    world = World(0, 1, 3, 4, passes=ToyPasses())
     head = world.head
     await head.route()
     assert await head.go({"a": [1, 2]}, 2) == {"a": whole([1, 2], 2, seed=2)}
@@ -242,6 +237,7 @@ async def test_a_batch_of_which_something_is_refused_is_not_overtaken() -> None:
         await stuck.wait()
         await told(batch)
 
+    first.begin(slow, "")
     first.pipelines.all["p"].incoming = slow
     unknown = Run(session="z", epoch=0, position=0, count=1)
     row = world.net.sent["s1"][-1].hidden

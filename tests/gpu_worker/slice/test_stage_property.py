@@ -75,6 +75,8 @@ async def _play(batches: list[list[Run]], twice: list[bool], ring_bytes: int) ->
     opens = tuple(Open(session=name, epoch=0, positions=99, sampling=Sampling(seed=1)) for name in SESSIONS)
     route = Route(pipeline="p", epoch=0, hops=world.way, index=2, answers=True)
     first, last = world.stages
+    for stage in world.stages:
+        stage.begin(reply, "")
     await last.receive(Batch(pipeline="p", epoch=0, number=1, route=route, opens=opens), reply)
     route = replace(route, index=1, answers=False)
     await first.receive(Batch(pipeline="p", epoch=0, number=2, route=route, opens=opens), reply)

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.core.inference.codes import CODES, InferenceError
+from gpu_worker.core.inference.limits import ROWS_MAX
 from gpu_worker.core.inference.step import Tensor
-from gpu_worker.core.inference.tensor import DTYPES, IDS, ROWS_MAX, Expected, check, cut, row_bytes
+from gpu_worker.core.inference.tensor import DTYPES, IDS, Expected, check, cut, row_bytes
 from gpu_worker.engine.slice.wire_int8 import pack, unpack
 
 HIDDEN = Expected(16, ("float32", "float16", "bfloat16", "int8"))

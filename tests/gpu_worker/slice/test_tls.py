@@ -18,10 +18,12 @@ from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.links_grpc import GrpcLinks
 from gpu_worker.edges.tls import Tls, is_loopback, read_tls
+from tests.fixtures.grpc_servers import open_door
 from tests.fixtures.toy_pipeline import whole
 from tests.gpu_worker.slice.doors import Known, Stage, ToyHead, stages
 
 PROMPT = (3, 1, 4)
+ANSWER_S = 10.0
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -67,17 +69,19 @@ OURS, ANOTHER = Authority("ours"), Authority("another")
 
 @asynccontextmanager
 async def linked(stage: Stage, tls: Tls | None) -> AsyncIterator[GrpcLinks]:
-    links = GrpcLinks(tls, connect_s=2.0)
+    links = GrpcLinks(tls, connect_s=ANSWER_S)
     async with stages(stage):
-        yield links
-        await links.close()
+        try:
+            yield links
+        finally:
+            await links.close()
 
 
 @pytest.mark.parametrize("has_steps", [True, False], ids=["steps", "four older RPCs"])
 async def test_a_pipeline_works_with_certificates_on_both_sides(has_steps: bool) -> None:
     stage = Stage(2, 4, tls=OURS.tls(), has_steps=has_steps)
     async with linked(stage, OURS.tls()) as links:
-        assert (await links.describe(stage.endpoint, 2.0)).is_ready
+        assert (await links.describe(stage.endpoint, ANSWER_S)).is_ready
         head = ToyHead(await links.connect(stage.endpoint), stage.endpoint)
         assert await head.generate("s", PROMPT, 3) == whole(PROMPT, 3, sampling=GREEDY)
 
@@ -93,7 +97,7 @@ async def test_a_pipeline_works_with_certificates_on_both_sides(has_steps: bool)
 async def test_mtls_lets_no_stranger_in(client: Tls | None) -> None:
     async with linked(stage := Stage(2, 4, tls=OURS.tls()), client) as links:
         with pytest.raises(Unavailable):
-            await links.describe(stage.endpoint, 2.0)
+            await links.describe(stage.endpoint, ANSWER_S)
         with pytest.raises(Unavailable):
             await links.connect(stage.endpoint)
         assert stage.engine.steps == []
@@ -160,7 +164,8 @@ async def test_a_key_of_another_certificate_does_not_start_a_server() -> None:
     stage = Stage(2, 4)
     stage.door = door = GrpcDoor(DoorOptions(tls=Tls(cert, key, None)), stage.seen, None)
     with pytest.raises(OwnersFault):
-        await door.start()
+        async with open_door(door):
+            pass
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "stage.example"])  # noqa: S104
