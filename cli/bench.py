@@ -16,14 +16,27 @@ BENCHES = {
 }
 
 
-def bench(context: typer.Context, name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")]) -> None:
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")] = None,
+    wants_help: Annotated[bool, typer.Option("--help", help="Show this, or behind a name what it takes.")] = False,
+) -> None:
     """
-    Measure something and print one table and one JSON document; exit code 1 where it misses its goal.
+    Measure something and print its tables and one JSON document; exit code 1 where it misses its goal.
 
-    Examples: livery bench import · livery bench planner --seeds 30 · livery bench worker --json
+    Import times:    livery bench import
+
+    Layer slices:    livery bench decode --scene single --turns 3
+
+    What one takes:  livery bench decode --help
     """
+    if name is None and wants_help:
+        typer.echo(context.get_help())
+        raise typer.Exit
     if name not in BENCHES:
-        raise typer.BadParameter(f"there is no benchmark {name}; there is {', '.join(BENCHES)}")
+        what = "name a benchmark" if name is None else f"there is no benchmark {name}"
+        raise typer.BadParameter(f"{what}; there is {', '.join(BENCHES)}")
     if importlib.util.find_spec("bench") is None:
         fail("benchmarks need a checkout of Livery; the installed program does not hold them")
-    raise typer.Exit(importlib.import_module(BENCHES[name]).main(context.args))
+    words = [*context.args, *(["--help"] if wants_help else [])]
+    raise typer.Exit(importlib.import_module(BENCHES[name]).main(words))

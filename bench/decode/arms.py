@@ -22,7 +22,7 @@ from bench.decode.client import Turn, ask
 from bench.decode.config import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 180
+START_S = 600
 
 
 class Arm(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from bench.decode.client import Turn
@@ -37,13 +38,26 @@ class Row:
         return ", ".join([*parts, *([f"<= {self.most:g}"] if self.most is not None else [])])
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A table of text beside the figures; the first column names its rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass
 class Scene:
-    """One table. `about` are the lines below it: processes with pids and threads, bytes of a step, what was asked."""
+    """
+    A table of figures, and `grids` below it. `about` are the lines at the end: processes with pids and threads, bytes
+    of a step, what was asked.
+    """
 
     name: str
     title: str
     rows: list[Row] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 
     def add(self, what: str, figure: float | None, unit: str = "", **goal: Any) -> None:
@@ -63,18 +77,31 @@ class Scene:
             }
             for row in self.rows
         }
-        return {"figures": figures, **self.about}
+        grids = {grid.title: [list(grid.columns), *map(list, grid.rows)] for grid in self.grids}
+        return {"figures": figures, **({"tables": grids} if grids else {}), **self.about}
 
 
 def show(scene: Scene, console: Console) -> None:
     words = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
     made = Table("figure", "value", "goal", "", "note", title=scene.title)
     for row in scene.rows:
-        value = "-" if row.figure is None else f"{row.figure:,.3f} {row.unit}".strip()
+        value = "-" if row.figure is None else f"{row.figure:,{_form(row.figure)}} {row.unit}".strip()
         made.add_row(row.what, value, row.goal, words[row.is_met], row.note)
     console.print(made)
+    for grid in scene.grids:
+        made = Table(*grid.columns, title=grid.title, pad_edge=False)
+        made.columns[0].min_width = min(36, max(len(cells[0]) for cells in grid.rows))
+        for each in made.columns[1:]:
+            each.justify = "right"
+        for cells in grid.rows:
+            made.add_row(*cells)
+        console.print(made)
     for name, value in scene.about.items():
-        console.print(f"  {name}: {_flat(value)}", highlight=False, markup=False)
+        console.print(Padding(f"{name}: {_flat(value)}", (0, 0, 0, 2)), highlight=False, markup=False)
+
+
+def _form(figure: float) -> str:
+    return "d" if isinstance(figure, int) else ".3f"
 
 
 def _flat(value: Any) -> str:

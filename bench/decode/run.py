@@ -7,19 +7,25 @@ Every figure is of random models that are made at the first run. Arms take turns
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from bench.decode.far import long, rtt
 from bench.decode.hop import hop
 from bench.decode.loss import kill
+from bench.decode.profile import profile
 from bench.decode.report import Scene, show
 from bench.decode.room import memory
 from bench.decode.speed import Asked, many, single
 from bench.records import commit_of, record
 
+# What the widest table takes.
+WIDTH = 100
 ROOT = Path(__file__).resolve().parents[2]
 SCENES: dict[str, Callable[[Asked], Scene]] = {
     "single": single,
@@ -29,6 +35,7 @@ SCENES: dict[str, Callable[[Asked], Scene]] = {
     "memory": memory,
     "kill": kill,
     "long": long,
+    "profile": profile,
 }
 
 
@@ -38,7 +45,7 @@ def main(words: list[str]) -> int:
     reader.add_argument("--models", type=Path, default=Path.home() / ".cache" / "livery-bench", help="their folder")
     reader.add_argument("--model", default=Asked.model, help="the model of most scenes")
     reader.add_argument("--large", default=Asked.large, help="the model whose memory is measured")
-    reader.add_argument("--turns", type=int, default=Asked.turns)
+    reader.add_argument("--turns", type=int, default=Asked.turns, help="of each engine")
     reader.add_argument("--tokens", type=int, default=Asked.tokens, help="of a turn")
     reader.add_argument("--seed", type=int, default=0, help="of the prompts")
     reader.add_argument("--peers-python", default=sys.executable, help="an interpreter that has xllamacpp and gguf")
@@ -53,17 +60,27 @@ def main(words: list[str]) -> int:
         peers_python=typed.peers_python,
         seed=typed.seed,
     )
-    console = Console(soft_wrap=False)
-    documents, missed = {}, []
+    # A file is no narrower than the tables.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    documents: dict[str, Any] = {}
+    missed: list[str] = []
+    failed: list[str] = []
     for name in typed.scene or SCENES:
-        scene = SCENES[name](asked)
+        try:
+            scene = SCENES[name](asked)
+        except Exception as error:
+            # The others are measured all the same.
+            traceback.print_exc()
+            console.print(f"[red]the scene {name} failed:[/] {escape(str(error) or type(error).__name__)}")
+            documents[name], failed = {"failed": f"{type(error).__name__}: {error}"}, [*failed, name]
+            continue
         show(scene, console)
         documents[name] = scene.document()
         missed += [f"{name}: {what}" for what in scene.missed]
         if typed.record:
             record(name, {"missed": scene.missed, **documents[name]}, ROOT / "docs" / "decode")
-    print(json.dumps({"commit": commit_of(ROOT), "missed": missed, **documents}))
-    return 1 if missed else 0
+    print(json.dumps({"commit": commit_of(ROOT), "missed": missed, "failed": failed, **documents}))
+    return 1 if missed or failed else 0
 
 
 if __name__ == "__main__":

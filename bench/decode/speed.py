@@ -20,6 +20,7 @@ SESSIONS = 32
 # Measured once with the same model and the same threads, on the machine of that day: they cannot be installed here.
 RECORDED = {"Petals": 17.3, "llama.cpp RPC": 27.1, "distributed-llama": 51.7}
 GOALS_RECORDED = {"Petals": 1.5, "llama.cpp RPC": 0.97}
+PIPE = "two engines and a bare pipe"
 PIPELINE_WORDS = (
     *("-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"),
     *("-m", "bench.decode.programs", "hf-pipeline"),
@@ -84,7 +85,8 @@ def single(asked: Asked) -> Scene:
     ours, alone = Livery("ours", folder, asked.halves()), Livery("ours unsplit", folder, (f"0:{count}",))
     hf = Program("HF unsplit", ("-m", "bench.decode.programs", "hf", str(folder)))
     native = Program("HF pipeline", (*PIPELINE_WORDS, str(folder)))
-    arms: list[Arm] = [ours, alone, hf, native]
+    pipe = Program(PIPE, ("-m", "bench.decode.bare", str(folder), *asked.halves()))
+    arms: list[Arm] = [ours, alone, pipe, hf, native]
     without = peers.problem(asked.peers_python)
     if without is None:
         arms.append(peers.LlamaCpp("llama.cpp f32 unsplit", asked.peers_python, folder, "f32"))
@@ -98,6 +100,8 @@ def single(asked: Asked) -> Scene:
         scene.add(name, rate, "tok/s")
     for name, least in (("ours unsplit", 0.95), ("HF unsplit", 1.1), ("HF pipeline", 1.15)):
         scene.add(f"ours / {name}", ratio(found["ours"], found[name]), least=least)
+    scene.add(f"ours / {PIPE}", ratio(found["ours"], found[PIPE]), note="no gRPC, no HTTP, no scheduler")
+    scene.add(f"{PIPE} / ours unsplit", ratio(found[PIPE], found["ours unsplit"]), note="what two processes can reach")
     name = "ours / llama.cpp f32 unsplit"
     scene.add(name, None if without else ratio(found["ours"], found[name[7:]]), note=without or "")
     scene.add("ours unsplit / HF unsplit", ratio(found["ours unsplit"], found["HF unsplit"]))

@@ -92,9 +92,13 @@ def test_one_stream_is_measured_with_a_tiny_model(tmp_path: Path, capsys: pytest
     run.main(["--scene", "single", *TINY, "--models", str(tmp_path), "--peers-python", str(tmp_path / "none")])
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     single = said["single"]
-    for name in ("ours", "ours unsplit", "HF unsplit", "HF pipeline"):
+    for name in ("ours", "ours unsplit", "two engines and a bare pipe", "HF unsplit", "HF pipeline"):
         assert single["figures"][name]["figure"] > 0
-    assert len(single["processes"]["ours"]) == len(single["processes"]["HF pipeline"]) == 2
+    for name in ("ours", "two engines and a bare pipe", "HF pipeline"):
+        assert len(single["processes"][name]) == 2
+    figures = {name: each["figure"] for name, each in single["figures"].items()}
+    assert figures["two engines and a bare pipe / ours unsplit"] > 0
+    assert figures["ours / two engines and a bare pipe"] > 0
     assert single["figures"]["ours / Petals"]["note"].startswith("recorded")
     # A row of 64 float32 and what it is wrapped in.
     assert 256 < single["bytes of a step"] < 1_024
