@@ -17,8 +17,9 @@ import httpx
 from tests.fixtures.slice_worker import Worker, until
 from tests.fixtures.tiny_words import LAYERS, WORDS
 
-TOKENS = 160
-# A victim dies between these tokens of the first stream; how far the others are then is chance.
+# A victim dies between these tokens of the first stream; how far the others are then is chance. The stream is so much
+# longer that its head is not through before who reads it here has seen that token.
+TOKENS = 300
 FIRST, LAST = 5, 100
 HARMS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 # Without a penalty a greedy stream of so small a model says one word for ever.
@@ -95,16 +96,12 @@ class Place:
                 started.result()
         for worker in self.workers:
             worker.wait_until("worker is online")
-        until(lambda: len(self.route()) == self.stages, self.head.log)
+        until(lambda: len(self.head.route()) == self.stages, self.head)
         self.undisturbed = {way: self.stream(way)[0] for way in WAYS}
 
     def stop(self) -> None:
         for worker in self.workers:
             worker.stop()
-
-    def route(self) -> list[str]:
-        """Return the endpoints of the route that the head uses now."""
-        return [hop["endpoint"] for hop in self.head.status()["slice"]["route"] if hop["isUsed"]]
 
     def stream(self, way: str, each: Callable[[int], None] = lambda _: None) -> tuple[list[str], list[float]]:
         """Return the tokens of a stream and when each came; `each` is called with how many there are."""
@@ -119,7 +116,8 @@ class Place:
 
     def tried(self, plan: Plan) -> Trial:
         """Return what became of one stream of each way while a stage was harmed; the stage is back then."""
-        victim = next(worker for worker in self.workers if worker.endpoint == self.route()[plan.place])
+        until(lambda: len(self.head.route()) == self.stages, self.head)
+        victim = next(worker for worker in self.workers if worker.endpoint == self.head.route()[plan.place])
         before = self.head.counted()
         harmed_at: list[float] = []
 
@@ -163,7 +161,7 @@ class Place:
             victim.wait_until("worker is online")
         else:
             victim.send(signal.SIGCONT)
-        until(lambda: _is_ready(victim), victim.log)
+        until(lambda: _is_ready(victim), victim)
         return time.monotonic() - began_s
 
 

@@ -7,56 +7,37 @@ Each stream is held token by token against the one that nobody disturbed. Then t
 `python -m bench.stage_kills [--kills 50] [--seed N] [--record] [--keep FOLDER]`
 """
 
-import argparse
-import json
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import records
+from bench import kills, records
 from bench.stage_kill_trial import BORDERS, HARMS, Place, Trial, draw, opened
 from tests.fixtures.tiny_words import make_words
 
-KILLS = 50
 COUNTED = ("refilled", "replayed", "lost", "doubled")
 
 
 def main() -> int:
     """Run the suite; return 0 where so many were harmed and nothing was wrong."""
-    reader = argparse.ArgumentParser(prog="python -m bench.stage_kills", description=__doc__)
-    reader.add_argument("--kills", type=int, default=KILLS)
-    reader.add_argument("--keep", type=Path, default=None, help="copy the logs there at the end")
-    records.add_arguments(reader)
-    words = reader.parse_args()
-    seed = SystemRandom().randrange(2**31) if words.seed is None else words.seed
-    # So that a terminated program takes what it started with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    console, began_s = Console(stderr=True), time.monotonic()
-    console.print(f"seed {seed}: {words.kills} kills and freezes")
+    words, console = kills.read_words("stage_kills", __doc__), Console(stderr=True)
+    console.print(f"seed {words.seed}: {words.kills} kills and freezes")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if words.keep is not None:
             stack.callback(_keep_logs, folder, words.keep)
-        trials = all_trials(folder, words.kills, Random(seed), lambda line: console.print(line, highlight=False))
-    document = {**figures(trials), "minutes": round((time.monotonic() - began_s) / 60, 1), "seed": seed}
+        trials = all_trials(folder, words.kills, Random(words.seed), lambda line: console.print(line, highlight=False))
     show(trials, Console())
     wrong = [f"{number}: {each}" for number, trial in enumerate(trials, 1) for each in trial.wrong]
-    for line in wrong:
-        print(f"wrong: {line}")
-    if words.record:
-        records.record("stage_kills", document)
-    print(json.dumps(document))
-    return 1 if wrong else 0
+    return kills.conclude(words, figures(trials), wrong)
 
 
 def _keep_logs(folder: Path, into: Path) -> None:
@@ -65,13 +46,13 @@ def _keep_logs(folder: Path, into: Path) -> None:
         shutil.copy(log, into)
 
 
-def all_trials(folder: Path, kills: int, chance: Random, tell: Callable[[str], None]) -> list[Trial]:
+def all_trials(folder: Path, count: int, chance: Random, tell: Callable[[str], None]) -> list[Trial]:
     """Return so many trials, half of them with each number of stages."""
     model = make_words(folder / "tiny-words")
     trials: list[Trial] = []
     for done, stages in enumerate(BORDERS, 1):
         with opened(Place(folder, model, stages)) as place:
-            while len(trials) < kills * done // len(BORDERS):
+            while len(trials) < count * done // len(BORDERS):
                 trial = place.tried(draw(chance, stages, len(trials)))
                 trials.append(trial)
                 tell(_line_of(len(trials), trial))

@@ -8,79 +8,58 @@ model that was made, which has to be to the bit that of a run which nobody distu
 `python -m bench.worker_kills [--kills 50] [--seed N] [--record]`
 """
 
-import argparse
 import asyncio
-import json
 import shutil
-import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import records
+from bench import kills
 from bench.worker_kill.checks import COUNTED
 from bench.worker_kill.place import Place, open_place
 from bench.worker_kill.sight import PHASES, Phase
 from bench.worker_kill.trial import KILLS_OF_RUN_MAX, VICTIMS, Trial, draw, tried, undisturbed
 
-KILLS = 50
 # Plans for each kill, before the tool gives up: a victim may be gone when its moment comes.
 PLANS_MAX = 2
 
 
 def main() -> int:
     """Run the suite; return 0 where so many were killed and nothing was wrong."""
-    reader = argparse.ArgumentParser(prog="python -m bench.worker_kills", description=__doc__)
-    reader.add_argument("--kills", type=int, default=KILLS)
-    reader.add_argument("--keep", type=Path, default=None, help="copy the logs there at the end")
-    records.add_arguments(reader)
-    words = reader.parse_args()
-    seed = SystemRandom().randrange(2**31) if words.seed is None else words.seed
-    # So that a terminated program takes what it started with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    console = Console(stderr=True)
-    began_s = time.monotonic()
-    trials = asyncio.run(_all(words.kills, seed, lambda line: console.print(line, highlight=False), words.keep))
-    document = {**figures(trials), "minutes": round((time.monotonic() - began_s) / 60, 1), "seed": seed}
+    words, console = kills.read_words("worker_kills", __doc__), Console(stderr=True)
+    trials = asyncio.run(_all(words, lambda line: console.print(line, highlight=False)))
+    found = figures(trials)
     show(trials, Console())
     wrong = [f"{trial.run_id}: {name}: {detail}" for trial in trials for name, detail in trial.wrong]
-    if document["kills"] < words.kills:
-        wrong.append(f"{document['kills']} of {words.kills} were killed")
-    for line in wrong:
-        print(f"wrong: {line}")
-    if words.record:
-        records.record("worker_kills", document)
-    print(json.dumps(document))
-    return 1 if wrong else 0
+    if found["kills"] < words.kills:
+        wrong.append(f"{found['kills']} of {words.kills} were killed")
+    return kills.conclude(words, found, wrong)
 
 
-async def _all(kills: int, seed: int, tell: Callable[[str], None], keep: Path | None) -> list[Trial]:
-    chance = Random(seed)
-    tell(f"seed {seed}: {kills} kills")
+async def _all(words: kills.Words, tell: Callable[[str], None]) -> list[Trial]:
+    tell(f"seed {words.seed}: {words.kills} kills")
     with ExitStack() as stack:
         place = await open_place(stack)
-        if keep is not None:
-            stack.callback(shutil.copytree, place.folder / "logs", keep, dirs_exist_ok=True)
-        return await all_trials(place, kills, chance, tell)
+        if words.keep is not None:
+            stack.callback(shutil.copytree, place.folder / "logs", words.keep, dirs_exist_ok=True)
+        return await all_trials(place, words.kills, Random(words.seed), tell)
 
 
-async def all_trials(place: Place, kills: int, chance: Random, tell: Callable[[str], None]) -> list[Trial]:
+async def all_trials(place: Place, wanted: int, chance: Random, tell: Callable[[str], None]) -> list[Trial]:
     """Return a run that nobody disturbs, and then as many as it takes for so many kills."""
     durations: dict[Phase, float] = {}
     first = await undisturbed(place, durations)
     tell(f"undisturbed: {first.status} in {first.seconds:.0f} s; {_spread(durations)}{_wrongs(first)}")
     trials, told, drawn = [first], {*first.wrong}, 0
     while (
-        left := kills - sum(len(trial.hits) for trial in trials)
-    ) > 0 and drawn < PLANS_MAX * kills + KILLS_OF_RUN_MAX:
+        left := wanted - sum(len(trial.hits) for trial in trials)
+    ) > 0 and drawn < PLANS_MAX * wanted + KILLS_OF_RUN_MAX:
         count = min(left, chance.randint(1, KILLS_OF_RUN_MAX))
         plans = [draw(chance, drawn + number) for number in range(count)]
         drawn += count

@@ -31,5 +31,5 @@ def configure_logs(level: int = logging.INFO) -> None:
     root.handlers = [handler]
     root.setLevel(level)
     # httpx and its kind tell of every request, uvicorn of every start; ours say what matters.
-    for chatty in ("httpx", "httpcore", "uvicorn", "web3", "asyncio"):
+    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "uvicorn", "web3", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

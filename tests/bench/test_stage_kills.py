@@ -18,7 +18,7 @@ def test_a_stage_is_frozen_and_its_replica_killed_and_the_streams_are_the_undist
     with opened(Place(tmp_path, tiny_words, 2)) as place:
         trials = [place.tried(plan) for plan in (Plan("freeze", 1, 20), Plan("kill", 1, 40))]
         # Who was frozen took over from who was killed.
-        assert place.route()[1] in place.harmed
+        assert place.head.route()[1] in place.harmed
 
     assert [each for trial in trials for each in trial.wrong] == []
     found = figures(trials)

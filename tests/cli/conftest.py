@@ -1,6 +1,7 @@
 """A street of real processes (chain, facilitator, vendors), and `livery` as a user runs it."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,9 +40,16 @@ class Livery:
 
     def __call__(self, *arguments: str, typed: str = "", **more: str) -> Said:
         environment = {**self.variables, **more}
-        done = CliRunner().invoke(
-            app, arguments, input=typed, env={name: value or None for name, value in environment.items()}
-        )
+        root = logging.getLogger()
+        handlers, level = root.handlers, root.level
+        try:
+            done = CliRunner().invoke(
+                app, arguments, input=typed, env={name: value or None for name, value in environment.items()}
+            )
+        finally:
+            # A command that serves sends all logs to its stderr, which is closed now.
+            root.handlers = handlers
+            root.setLevel(level)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return Said(done.exit_code, done.stdout, done.stderr)

@@ -1,6 +1,7 @@
 """The command tree as a user meets it: help, tables, JSON, errors, exit codes."""
 
 import hashlib
+import logging
 from pathlib import Path
 
 import click
@@ -48,6 +49,14 @@ def test_the_help_lists_what_exists_and_hides_the_old_names(livery: Livery) -> N
     assert "control-plane" not in shown
     assert "mock-vendor" not in shown
     assert livery("control-plane", "--help").code == 0
+
+
+def test_a_command_that_serves_leaves_the_log_of_this_process_as_it_was(livery: Livery) -> None:
+    root = logging.getLogger()
+    before = [*root.handlers], root.level
+    # It sends all logs to its stderr before it finds out that it cannot serve.
+    assert livery("worker", "start", "--env-file", "/no/such/file").code == 1
+    assert ([*root.handlers], root.level) == before
 
 
 @pytest.mark.row(36)
@@ -221,6 +230,14 @@ def test_a_budget_that_is_none_is_refused_with_its_code(livery: Livery, budget: 
 def test_words_that_are_no_number_are_a_usage_error(livery: Livery) -> None:
     assert livery("run", "start", "x", "--budget", "five").code == 2
     assert livery("bench", "nothing").code == 2
+
+
+def test_a_benchmark_tells_what_it_takes(livery: Livery) -> None:
+    every, one = livery("bench", "--help"), livery("bench", "decode", "--help")
+    assert every.code == one.code == 0
+    assert "livery bench decode --scene single" in every.out
+    assert "--scene" in one.out
+    assert "profile" in one.out
 
 
 def test_chain_commands_answer_for_a_running_chain(livery: Livery, street: Street) -> None:

@@ -11,10 +11,12 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+import typer
 from rich.console import Console
 
-from cli import worker_slices
+from cli import worker_slices, worker_watch
 from cli.hw import worker_settings
+from cli.worker_owner import NoWorker
 from tests.cli.conftest import Livery
 from tests.cli.test_worker import Worker
 from tests.fixtures.server import WAIT_S
@@ -70,7 +72,7 @@ def test_the_page_tells_model_layers_sessions_and_the_route() -> None:
         "a stage of a pipeline",
         "0:2 of 6",
         "OPENAI_BASE_URL=http://127.0.0.1:31331/v1",
-        "3 open, 800 of 1000 positions reserved (3.0 MiB)",
+        "3 open, 800 of 1,000 positions reserved (3.0 MiB)",
         "1 request, 12 tokens",
         "80.5 ms a request",
     ):
@@ -85,16 +87,40 @@ def test_the_page_tells_model_layers_sessions_and_the_route() -> None:
 
 
 def test_the_view_has_tokens_a_second_and_how_full_the_cache_is() -> None:
-    said = shown(worker_slices.view(STATUS, 41.25))
+    said = shown(worker_watch.view(STATUS, [0.0, 82.5, 41.25]))
 
     assert "tokens/s" in said
     assert "41.2" in said
-    assert "800 of 1000 positions" in said
+    assert " █▄" in said
+    assert "3 open" in said
+    assert "80.0 %" in said
+    assert "800 of 1,000 positions" in said
     assert "! mind the gap" in said
     assert "in reserve" in said
     loading = {**SLICE, "state": "loading", "progress": {"done": 1, "total": 4}, "cache": None, "route": []}
-    assert "loading, 25 %" in shown(worker_slices.view({**STATUS, "slice": loading}, None))
-    assert "serves no layers" in shown(worker_slices.view({**STATUS, "slice": None}, None))
+    assert "loading, 25 %" in shown(worker_watch.view({**STATUS, "slice": loading}, []))
+    # Only a head counts requests; of another stage the view says where they are asked.
+    tail = {**SLICE, "isHead": False, "head": "http://10.0.0.1:31331", "waiting": 0}
+    said = shown(worker_watch.view({**STATUS, "slice": tail}, [0.0]))
+    assert "ask its head: http://10.0.0.1:31331/v1" in said
+    assert "tokens/s" not in said
+    queued = shown(worker_watch.view({**STATUS, "slice": {**SLICE, "waiting": 2, "failovers": 1}}, []))
+    assert "3 open, 2 waiting, stages lost so far: 1" in queued
+    assert "serves no layers" in shown(worker_watch.view({**STATUS, "slice": None}, []))
+
+
+def test_who_watches_is_told_that_the_worker_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    said = iter([STATUS])
+
+    def ask() -> dict[str, Any]:
+        for found in said:
+            return found
+        raise NoWorker("no worker answers at http://127.0.0.1:31331")
+
+    with pytest.raises(typer.Exit) as ended:
+        worker_watch.watch(ask, interval_s=0.0)
+    assert ended.value.exit_code == 1
+    assert "no worker answers" in capsys.readouterr().err
 
 
 def test_a_model_that_is_typed_is_served_unless_jobs_are_sold() -> None:
@@ -176,7 +202,7 @@ def test_the_owner_is_shown_the_model_and_where_its_clients_come_in(owner: Liver
     for words in ("tiny-words (llama", "0:6 of 6", "the whole model, alone", f"OPENAI_BASE_URL={worker.url}/v1"):
         assert words in said.out
     assert owner("worker", "status", "--json").json["slice"]["state"] == "ready"
-    assert any("tensors" in str(event["event"]) and "100 %" in str(event["event"]) for event in worker.events)
+    assert any("parts" in str(event["event"]) and "100 %" in str(event["event"]) for event in worker.events)
     assert SECRET not in worker.log
 
 

@@ -97,9 +97,7 @@ async def net_of(ports: Ports) -> AsyncIterator[Net]:
                 proxies[proxy.endpoint] = proxy
                 known.append((proxy.endpoint, layers))
         topology = tell(ports.topology, known)
-        head, engine = await stack.enter_async_context(
-            head_of(ports.folder, "0:2", topology, free_endpoint(), step_s=0.5, ask_s=0.5)
-        )
+        head, engine = await stack.enter_async_context(head_of(ports.folder, "0:2", topology, free_endpoint()))
         yield Net(head, engine, proxies)
 
 
