@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import hw, worker_models, worker_owner, worker_slices
+from cli import hw, worker_models, worker_owner, worker_slices, worker_watch
 from cli.console import Json, branch, fail, show, table
 from cli.hw import facts, worker_settings
 
@@ -110,7 +110,7 @@ def start(
 
     A whole model:   livery worker start --model ~/models/llama
 
-    Half of one:     livery worker start --model ~/models/llama --layers 0:16 --next 10.0.0.2:50051
+    Half of one:     livery worker start --model ~/models/llama --layers 0:16 --next 10.0.0.2:50051 --grpc-insecure
 
     By a file:       livery worker start --model ~/models/llama --topology who-serves-what.toml
 
@@ -154,7 +154,10 @@ def _run(settings: "WorkerSettings", env_file: Path) -> None:
     except (WorkerError, ChainError, ValueError) as error:
         fail(str(error))
     if settings.serves_layers:
-        logger.info("its model is served at %s/v1: OPENAI_BASE_URL=%s/v1", url, url)
+        if int((settings.layers_text or "0").partition(":")[0] or 0) == 0:
+            logger.info("its model is served at %s/v1: OPENAI_BASE_URL=%s/v1", url, url)
+        else:
+            logger.info("it has layers %s; clients ask the worker with the first ones", settings.layers_text)
     if settings.kinds or not settings.serves_layers:
         logger.info("a buyer registers it with: livery vendors add %s %s", settings.vendor_id, url)
         place = "LIVERY_WORKER_SECRET" if settings.secret else settings.secret_file
@@ -191,7 +194,7 @@ def status(
     Example: livery worker status --watch
     """
     if watch and not as_json:
-        worker_slices.watch(lambda: worker_owner.ask("GET", "/api/v1/status", api_url, as_json))
+        worker_watch.watch(lambda: worker_owner.asked("GET", "/api/v1/status", api_url, as_json))
         return
     found = worker_slices.status_of(api_url, as_json)
     show(found, lambda: _page(found) if "vendorId" in found else worker_slices.far_page(found), as_json=as_json)
@@ -205,9 +208,15 @@ def drain(api_url: ApiUrl = None, as_json: Json = False) -> None:
     To end it at once, jobs after a checkpoint: Ctrl-C, or systemctl stop.
     """
     found = worker_owner.ask("POST", "/api/v1/drain", api_url, as_json)
+    show(found, lambda: _leaves(found), as_json=as_json)
+
+
+def _leaves(found: dict[str, Any]) -> str:
+    if found.get("slice") and not found["kinds"]:
+        return f"{found['name']} takes no new requests and ends when its streams have ended or moved"
     count = len(found["jobs"])
     left = "none is running" if count == 0 else "one job is left" if count == 1 else f"{count} jobs are left"
-    show(found, lambda: f"{found['name']} sells nothing more and ends when its jobs have: {left}", as_json=as_json)
+    return f"{found['name']} sells nothing more and ends when its jobs have: {left}"
 
 
 def _refunds(count: int | None) -> str:

@@ -25,12 +25,13 @@ class NoWorker(Exception):
 def ask(method: str, path: str, api_url: str | None, as_json: bool) -> dict[str, Any]:
     """Return what the worker answers; where none does, say so and end with exit code 1."""
     try:
-        return _asked(method, path, api_url, as_json)
+        return asked(method, path, api_url, as_json)
     except NoWorker as error:
         fail(str(error), "Start one: livery worker start", "unreachable", as_json=as_json)
 
 
-def _asked(method: str, path: str, api_url: str | None, as_json: bool) -> dict[str, Any]:
+def asked(method: str, path: str, api_url: str | None, as_json: bool) -> dict[str, Any]:
+    """Return what the worker answers. Raises NoWorker: none does, or it is another's."""
     status, url, found = fetched(method, path, api_url, as_json)
     if status >= 400 or not isinstance(found, dict):
         detail = found.get("detail") if isinstance(found, dict) else None
@@ -94,7 +95,7 @@ def why(
 
     settings = worker_settings(as_json)
     try:
-        status = _asked("GET", "/api/v1/status", api_url, as_json)
+        status = asked("GET", "/api/v1/status", api_url, as_json)
     except NoWorker:
         status = None
     machine = probe(settings, as_json)

@@ -1,13 +1,12 @@
 """`livery worker` where layers of a model are served: what may be typed, and how it is shown."""
 
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import err, fail, out, table, words
+from cli.console import err, fail, table, words
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -82,18 +81,18 @@ class Bar:
         self._quarter = -1
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` tensors are there; it is gone once they all are."""
+        """Show that `done` of `total` parts are there; it is gone once they all are."""
         if err.is_terminal:
             self._draw(what, done, total)
         elif total and (quarter := 4 * done // total) != self._quarter:
             self._quarter = quarter
-            logging.getLogger("livery.gpu_worker").info("%s: %d %% of %d tensors", what, 25 * quarter, total)
+            logging.getLogger("livery.gpu_worker").info("%s: %d %% of %d parts", what, 25 * quarter, total)
 
     def _draw(self, what: str, done: int, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"))
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"))
             self._progress = Progress(*columns, TimeRemainingColumn(), console=err, transient=True)
             self._progress.start()
             self._task = self._progress.add_task(what, total=total)
@@ -163,10 +162,10 @@ def page(found: dict[str, Any]) -> "Group":
 
     each = found["slice"]
     rows: list[tuple[str, object]] = [
-        ("model", f"{each['model']}{_kind_of(each)}"),
+        ("model", f"{each['model']}{kind_of(each)}"),
         ("mode", "the whole model, alone" if each["mode"] == "single" else "a stage of a pipeline"),
-        ("layers", _layers(each)),
-        ("state", _state(each)),
+        ("layers", layers_of(each)),
+        ("state", state_of(each)),
         ("stages reach it", each["endpoint"]),
     ]
     if each.get("isHead"):
@@ -175,8 +174,8 @@ def page(found: dict[str, Any]) -> "Group":
         rows.append(("clients", f"ask its head: {each['head']}/v1"))
     if each.get("cache"):
         cache = each["cache"]
-        rows.append(("sessions", f"{cache['sessions']} open, {_cache(cache)}"))
-    rows.append(("served", f"{_count(each['requests'], 'request')}, {_count(each['tokens'], 'token')}"))
+        rows.append(("sessions", f"{cache['sessions']} open, {cache_of(cache)}"))
+    rows.append(("served", f"{counted(each['requests'], 'request')}, {counted(each['tokens'], 'token')}"))
     if each["requests"]:
         rows.append(("latency", f"{each['avgLatencyMs']} ms a request, {each['tokensPerS']} tokens/s since it began"))
     made = table(("", ""), rows)
@@ -201,56 +200,6 @@ def route(each: dict[str, Any]) -> Any:
     return table(("layers", "stage", ""), rows)
 
 
-def watch(ask: Any, interval_s: float = 1.0) -> None:
-    """Show the worker until Ctrl-C, anew each second; `ask` returns its status."""
-    from rich.live import Live
-
-    before: tuple[float, int] | None = None
-    try:
-        with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
-            while True:
-                found, now_s = ask(), time.monotonic()
-                tokens = found["slice"]["tokens"] if found.get("slice") else 0
-                rate = None if before is None else (tokens - before[1]) / max(0.001, now_s - before[0])
-                before = now_s, tokens
-                live.update(view(found, rate), refresh=True)
-                time.sleep(interval_s)
-    except KeyboardInterrupt:
-        pass  # who watches leaves by it
-
-
-def view(found: dict[str, Any], tokens_per_s: float | None) -> Any:
-    """Return one picture of the terminal view: sessions, tokens a second, how full the cache is, the route."""
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    each = found.get("slice")
-    head = Text.assemble((found["name"], "bold"), "  ", (found["state"], _colour(found["state"])))
-    if each is None:
-        return Panel(words("it serves no layers"), title=head, title_align="left")
-    cache = each.get("cache") or {"sessions": 0, "positions": 0, "positionsMax": 0, "bytesMax": 0}
-    share = cache["positions"] / cache["positionsMax"] if cache["positionsMax"] else 0.0
-    made = Table.grid(padding=(0, 2))
-    made.add_row(words("model", "dim"), words(f"{each['model']}{_kind_of(each)}"))
-    made.add_row(words("layers", "dim"), words(f"{_layers(each)}, {_state(each)}"))
-    made.add_row(words("sessions", "dim"), words(str(cache["sessions"]), "bold"))
-    shown = "-" if tokens_per_s is None else f"{tokens_per_s:.1f}"
-    made.add_row(words("tokens/s", "dim"), words(shown, "bold green" if tokens_per_s else "bold"))
-    made.add_row(words("served", "dim"), words(f"{each['requests']} requests, {each['tokens']} tokens"))
-    bar = Table.grid(padding=(0, 1))
-    style = "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
-    bar.add_row(ProgressBar(total=1.0, completed=share, width=30, complete_style=style), words(_cache(cache)))
-    made.add_row(words("cache", "dim"), bar)
-    parts: list[Any] = [made]
-    if each.get("route"):
-        parts += [Text(), route(each)]
-    parts += [words(f"! {note}", "yellow") for note in found["notes"]]
-    return Panel(Group(*parts), title=head, title_align="left", subtitle="Ctrl-C leaves", subtitle_align="right")
-
-
 def size(count: float) -> str:
     """Return bytes as people read them."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -260,29 +209,25 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def _kind_of(each: dict[str, Any]) -> str:
+def kind_of(each: dict[str, Any]) -> str:
     return f" ({each['family']}, {each['dtype']}, {each['backEnd']} on {each['device']})" if each.get("family") else ""
 
 
-def _layers(each: dict[str, Any]) -> str:
+def layers_of(each: dict[str, Any]) -> str:
     layers = each.get("layers")
     return "not known yet" if layers is None else f"{layers['start']}:{layers['end']} of {layers['total']}"
 
 
-def _state(each: dict[str, Any]) -> str:
+def state_of(each: dict[str, Any]) -> str:
     progress = each.get("progress")
     if each["state"] != "ready" and progress and progress["total"]:
         return f"{each['state']}, {100 * progress['done'] // progress['total']} %"
     return str(each["state"])
 
 
-def _cache(cache: dict[str, Any]) -> str:
-    return f"{cache['positions']} of {cache['positionsMax']} positions reserved ({size(cache['bytesMax'])})"
+def cache_of(cache: dict[str, Any]) -> str:
+    return f"{cache['positions']:,} of {cache['positionsMax']:,} positions reserved ({size(cache['bytesMax'])})"
 
 
-def _count(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _colour(state: str) -> str:
-    return {"online": "green", "draining": "yellow", "gone": "red"}.get(state, "cyan")
