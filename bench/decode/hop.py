@@ -31,10 +31,10 @@ from gpu_worker.core.inference.sampling import Sampled, Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import CacheUse, Done, Run, SliceInfo, Step, Tensor
 from gpu_worker.core.inference.tensor import Expected
-from gpu_worker.edges.engine_thread import start_engine
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.links_grpc import GrpcLinks
-from gpu_worker.edges.proto_codec import decode, encode
+from gpu_worker.edges.engines.engine_thread import start_engine
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
+from gpu_worker.edges.grpc.proto_codec import decode, encode
 from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import TokenRequest
 from gpu_worker.inference.stage.service import StageService

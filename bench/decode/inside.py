@@ -26,9 +26,9 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import CacheUse, Done, SliceInfo, Step
-from gpu_worker.edges.engine_thread import start_engine
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.links_grpc import GrpcLinks
+from gpu_worker.edges.engines.engine_thread import start_engine
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.engine.slice.admission import admit
 from gpu_worker.engine.slice.slice_engine import SliceEngine
 from gpu_worker.inference.head.head import Head

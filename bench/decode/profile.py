@@ -18,7 +18,7 @@ from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.step import Run, Tensor
 from gpu_worker.core.inference.tensor import Expected
-from gpu_worker.edges.proto_codec import decode, encode
+from gpu_worker.edges.grpc.proto_codec import decode, encode
 
 CASES = ((1, "none", "1, f32"), (SESSIONS, "none", f"{SESSIONS}, f32"), (SESSIONS, "int8", f"{SESSIONS}, int8"))
 PROFILED = 16

@@ -23,8 +23,8 @@ from agent.vendors import register
 from agent.wiring import open_agent
 from chain.devchain import DevChain, dev_account
 from gpu_worker.core.model import Job
-from gpu_worker.edges.book_sqlite import open_jobs
-from gpu_worker.edges.job_folder import DiskFolders
+from gpu_worker.edges.jobs.book_sqlite import open_jobs
+from gpu_worker.edges.jobs.job_folder import DiskFolders
 from storefront.book import SqliteBook
 from tests.fixtures.server import Server
 

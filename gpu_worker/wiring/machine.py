@@ -11,12 +11,12 @@ from typing import Any
 from gpu_worker.config import WorkerSettings, listed, program_environment
 from gpu_worker.core.hardware import Device, Machine, device_of, visible_of
 from gpu_worker.core.owner import Limits, parse_causes, parse_hours
-from gpu_worker.edges.hardware_nvml import Nvml
-from gpu_worker.edges.hardware_psutil import MachineHardware
-from gpu_worker.edges.measure_process import MeasureProcess
-from gpu_worker.edges.models_folder import ModelsFolder
-from gpu_worker.edges.models_folder import read_config as read_config
-from gpu_worker.edges.registry_file import read_entry
+from gpu_worker.edges.machine.hardware_nvml import Nvml
+from gpu_worker.edges.machine.hardware_psutil import MachineHardware
+from gpu_worker.edges.machine.measure_process import MeasureProcess
+from gpu_worker.edges.machine.models_folder import ModelsFolder
+from gpu_worker.edges.machine.models_folder import read_config as read_config
+from gpu_worker.edges.machine.registry_file import read_entry
 from wire.money import BASE_SEPOLIA_USDC, BASE_USDC, Asset, to_atomic
 
 _MIB = 1024 * 1024

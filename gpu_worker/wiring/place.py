@@ -14,10 +14,10 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.passes import Admission
 from gpu_worker.core.inference.topology import slice_of
 from gpu_worker.core.model import LocalModel
-from gpu_worker.edges.models_folder import local_model
-from gpu_worker.edges.passes_jwt import JwtPasses, PassSigner
-from gpu_worker.edges.tls import Tls, is_loopback, open_to_others
-from gpu_worker.edges.topology_file import FileTopology, read_topology
+from gpu_worker.edges.grpc.tls import Tls, is_loopback, open_to_others
+from gpu_worker.edges.grpc.topology_file import FileTopology, read_topology
+from gpu_worker.edges.machine.models_folder import local_model
+from gpu_worker.edges.passes.passes_jwt import JwtPasses, PassSigner
 from gpu_worker.inference.stage.sessions import Passes
 
 # Who signs passes where the topology is a file: whoever has its key.

@@ -14,12 +14,12 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.room import Room, free_bytes, room_of, weights_bytes
 from gpu_worker.core.inference.topology import endpoint_of
 from gpu_worker.core.model import LocalModel
-from gpu_worker.edges.engine_thread import SyncEngine, start_engine
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
-from gpu_worker.edges.links_grpc import GrpcLinks
-from gpu_worker.edges.tls import Tls, read_tls
-from gpu_worker.edges.topology_file import ChainTopology, FileTopology
+from gpu_worker.edges.engines.engine_thread import SyncEngine, start_engine
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_forward import ForwardRpcs, GrpcOnward
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
+from gpu_worker.edges.grpc.tls import Tls, read_tls
+from gpu_worker.edges.grpc.topology_file import ChainTopology, FileTopology
 from gpu_worker.inference.head.desk import HeadLimits
 from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, Registry, Text

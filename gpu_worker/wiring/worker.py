@@ -17,14 +17,14 @@ from chain.token import TokenReader
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.dataset import Limits
 from gpu_worker.core.model import Job
-from gpu_worker.edges.book_sqlite import open_jobs
-from gpu_worker.edges.checkpoints_http import HttpCheckpoints
-from gpu_worker.edges.containers import CliContainers
-from gpu_worker.edges.http_door import HttpDoor
-from gpu_worker.edges.inputs_http import HttpInputs
-from gpu_worker.edges.job_folder import DiskFolders
-from gpu_worker.edges.job_process import JobProcesses
-from gpu_worker.edges.registry_file import FileRegistry
+from gpu_worker.edges.http.http_door import HttpDoor
+from gpu_worker.edges.jobs.book_sqlite import open_jobs
+from gpu_worker.edges.jobs.checkpoints_http import HttpCheckpoints
+from gpu_worker.edges.jobs.containers import CliContainers
+from gpu_worker.edges.jobs.inputs_http import HttpInputs
+from gpu_worker.edges.jobs.job_folder import DiskFolders
+from gpu_worker.edges.jobs.job_process import JobProcesses
+from gpu_worker.edges.machine.registry_file import FileRegistry
 from gpu_worker.ports import Containers, Hardware, Inputs, JobPrograms, Measure, Models, Now, Pace, Worker
 from gpu_worker.selling import WorkerSeller
 from gpu_worker.slice_port import Slice, Tell

@@ -15,7 +15,7 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.tensor import HIDDEN
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, TokenRequest
 from tests.fixtures.grpc_servers import open_door

@@ -12,7 +12,7 @@ import pytest
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.container import Bounds, run_argv
 from gpu_worker.core.errors import BadInput
-from gpu_worker.edges.container_cli import find, remove, sweep
+from gpu_worker.edges.jobs.container_cli import find, remove, sweep
 from gpu_worker.ports import Worker
 from gpu_worker.preparing import model_of
 from tests.fixtures import fake_docker

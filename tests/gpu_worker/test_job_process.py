@@ -11,8 +11,8 @@ import pytest
 
 from gpu_worker.core.folder import EXIT_COMPLETED, EXIT_STOPPED, Spec
 from gpu_worker.core.model import Job
-from gpu_worker.edges.job_folder import DiskFolders
-from gpu_worker.edges.job_process import JobProcess, JobProcesses
+from gpu_worker.edges.jobs.job_folder import DiskFolders
+from gpu_worker.edges.jobs.job_process import JobProcess, JobProcesses
 from tests.gpu_worker.world import scripted_programs, until
 
 pytestmark = pytest.mark.slow

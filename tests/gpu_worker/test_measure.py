@@ -14,7 +14,7 @@ from gpu_worker.config import WorkerSettings, program_environment
 from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.estimate import ModelShape, eta_s, need_of
 from gpu_worker.core.hardware import Device, Speed
-from gpu_worker.edges.measure_process import MeasureProcess
+from gpu_worker.edges.machine.measure_process import MeasureProcess
 from gpu_worker.wiring.machine import device, open_hardware, open_measure
 from tests.fixtures.tiny import LEARNING, Job, Tiny
 from wire.jobs import params_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpu_worker.core.errors import BadInput
-from gpu_worker.edges.models_folder import ModelsFolder
+from gpu_worker.edges.machine.models_folder import ModelsFolder
 
 
 def _make(folder: Path, name: str, **config: object) -> Path:

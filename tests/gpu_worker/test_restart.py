@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from gpu_worker.core.errors import OwnersFault
-from gpu_worker.edges.job_folder import DiskFolders
+from gpu_worker.edges.jobs.job_folder import DiskFolders
 from gpu_worker.lifecycle import live
 from tests.fixtures.chain import serving
 from tests.gpu_worker.process import TRAPS

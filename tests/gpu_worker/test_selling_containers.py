@@ -7,8 +7,8 @@ from typing import Any
 import psutil
 import pytest
 
-from gpu_worker.edges.containers import CliContainers
-from gpu_worker.edges.job_process import JobProcesses
+from gpu_worker.edges.jobs.containers import CliContainers
+from gpu_worker.edges.jobs.job_process import JobProcesses
 from tests.fixtures import fake_docker
 from tests.gpu_worker.world import Place, WorkerBuyer, until
 from tests.vendor_mock.world import code, new_payment_id, read

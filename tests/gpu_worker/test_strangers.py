@@ -12,7 +12,7 @@ import pytest
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.errors import BadInput, Unavailable
 from gpu_worker.core.model import Job
-from gpu_worker.edges.checkpoints_http import HttpCheckpoints
+from gpu_worker.edges.jobs.checkpoints_http import HttpCheckpoints
 from gpu_worker.wiring.worker import open_worker
 from outbound.http import HttpClient
 from tests.gpu_worker.core.test_pricing import HASH, job

@@ -21,7 +21,7 @@ from chain.devchain import DevAccount, DevChain
 from gpu_worker.config import WorkerSettings
 from gpu_worker.core.hardware import Device, Machine, Speed
 from gpu_worker.core.model import Job
-from gpu_worker.edges.job_process import JobProcesses
+from gpu_worker.edges.jobs.job_process import JobProcesses
 from gpu_worker.lifecycle import Report, live
 from gpu_worker.ports import Containers, JobPrograms, Pace, Worker
 from gpu_worker.wiring.worker import open_worker

@@ -5,7 +5,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from gpu_worker.edges.links_grpc import GrpcLinks
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from tests.gpu_worker.slice.doors import Stage, stages
 
 

@@ -13,10 +13,10 @@ from gpu_worker.core.inference.batch import Batch, Hop, Route
 from gpu_worker.core.inference.sampling import Sampled, Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import Done, Open, Run, Step, Tensor
-from gpu_worker.edges.grpc_channel import CODE_KEY
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
-from gpu_worker.edges.links_grpc import GrpcLinks
+from gpu_worker.edges.grpc.grpc_channel import CODE_KEY
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_forward import ForwardRpcs, GrpcOnward
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.inference.ports import Link
 from gpu_worker.inference.stage.forward import ForwardService
 from gpu_worker.inference.stage.service import StageService

@@ -11,7 +11,7 @@ from gpu_worker.core.errors import Bug, OwnersFault
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import CacheUse, Done, SliceInfo, Step
-from gpu_worker.edges.engine_thread import PREPARING_MAX, EngineThread, start_engine
+from gpu_worker.edges.engines.engine_thread import PREPARING_MAX, EngineThread, start_engine
 
 INFO = SliceInfo(
     model="m", model_hash="", family="toy", layers=Layers(0, 1, 1), hidden_size=1, vocab_size=1, context=1,

@@ -10,8 +10,8 @@ from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Tensor
-from gpu_worker.edges.links_grpc import GrpcLinks
-from gpu_worker.edges.proto_codec import name
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
+from gpu_worker.edges.grpc.proto_codec import name
 from gpu_worker.inference.stage.forward import CROWDED_S, PREFIX, SESSIONS_MAX, Forward, ForwardService
 from tests.fixtures.toy_pipeline import ToyEngine
 from tests.gpu_worker.slice.doors import Known, Stage, stages

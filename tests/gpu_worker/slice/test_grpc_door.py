@@ -16,9 +16,9 @@ from gpu_worker.core.errors import OwnersFault, Unavailable
 from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.limits import ROWS_MAX
 from gpu_worker.core.inference.tensor import message_bytes
-from gpu_worker.edges.grpc_channel import SERVICE
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.links_grpc import GrpcLinks
+from gpu_worker.edges.grpc.grpc_channel import SERVICE
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from tests.fixtures.fault_proxy import proxy_to
 from tests.fixtures.grpc_servers import open_door
 from tests.fixtures.toy_pipeline import MODEL, whole

@@ -18,10 +18,10 @@ from gpu_worker.core.inference.batch import Batch, Hop
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.passes import Admission, claims_of
 from gpu_worker.core.inference.step import Open, Step
-from gpu_worker.edges.grpc_channel import SERVICE
-from gpu_worker.edges.grpc_streams import Streams
-from gpu_worker.edges.links_grpc import GrpcLinks
-from gpu_worker.edges.passes_jwt import JwtPasses
+from gpu_worker.edges.grpc.grpc_channel import SERVICE
+from gpu_worker.edges.grpc.grpc_streams import Streams
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
+from gpu_worker.edges.passes.passes_jwt import JwtPasses
 from gpu_worker.inference.head.desk import HeadLimits
 from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import TokenRequest

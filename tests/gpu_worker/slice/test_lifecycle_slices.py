@@ -307,7 +307,7 @@ def settings(tmp_path: Path, **more: Any) -> WorkerSettings:
 
 
 def test_which_layers_are_its_own(tmp_path: Path) -> None:
-    from gpu_worker.edges.topology_file import FileTopology
+    from gpu_worker.edges.grpc.topology_file import FileTopology
 
     path = tmp_path / "who.json"
     path.write_text(json.dumps({"model": "tiny", "stages": [{"endpoint": "a:1", "layers": "2:4"}]}))
@@ -342,7 +342,7 @@ def test_the_model_is_a_folder_or_one_of_the_folder_of_models(tmp_path: Path) ->
 
 
 def test_a_door_that_strangers_could_reach_stays_shut(tmp_path: Path) -> None:
-    from gpu_worker.edges.tls import Tls
+    from gpu_worker.edges.grpc.tls import Tls
 
     tls, mutual = Tls(b"cert", b"key", None), Tls(b"cert", b"key", b"ca")
     must_be_closed(settings(tmp_path), None, has_passes=False)

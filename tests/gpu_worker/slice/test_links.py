@@ -13,9 +13,9 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import Run, Step, Tensor
 from gpu_worker.core.inference.tensor import HIDDEN, message_bytes
-from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED
-from gpu_worker.edges.links_grpc import GrpcLinks, StepsLink
-from gpu_worker.edges.links_unary import DTYPES, UnaryLink
+from gpu_worker.edges.grpc.grpc_channel import SERVICE, STEPS_ARE_SERVED
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks, StepsLink
+from gpu_worker.edges.grpc.links_unary import DTYPES, UnaryLink
 from tests.fixtures.fault_proxy import proxy_to
 from tests.fixtures.grpc_servers import server_of
 from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, whole

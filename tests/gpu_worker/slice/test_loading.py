@@ -14,7 +14,7 @@ from gpu_worker.core.errors import BadInput, OwnersFault, WorkerError
 from gpu_worker.core.inference.integrity import check_hash
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.step import Run
-from gpu_worker.edges.models_folder import local_model
+from gpu_worker.edges.machine.models_folder import local_model
 from gpu_worker.engine.slice.loading import load_slice, look_at, weights_of
 from tests.fixtures.tiny_families import LAYERS, VOCABULARY, TinyFamilies, change_config
 from tests.gpu_worker.slice.pipeline import run_sessions, stage_of

@@ -115,7 +115,7 @@ def test_a_value_on_a_bound_is_counted_below_it() -> None:
 
 def test_the_doors_are_loaded_without_prometheus_and_torch() -> None:
     code = (
-        "import sys; import gpu_worker.edges.inference_doors; "
+        "import sys; import gpu_worker.edges.http.inference_doors; "
         "print(*(name for name in ('prometheus_client', 'torch', 'grpc', 'transformers') if name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

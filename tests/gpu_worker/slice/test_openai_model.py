@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.layers import Layers
-from gpu_worker.edges.engine_thread import start_engine
+from gpu_worker.edges.engines.engine_thread import start_engine
 from gpu_worker.engine.slice.slice_engine import EngineOptions, open_engine
 from gpu_worker.engine.slice.text import open_text
 from gpu_worker.inference.head.head import Head

@@ -15,7 +15,7 @@ from gpu_worker.core.errors import OwnersFault
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.passes import REQUIRED, Admission, UsedUp, claims_of
-from gpu_worker.edges.passes_jwt import JwtPasses, PassSigner
+from gpu_worker.edges.passes.passes_jwt import JwtPasses, PassSigner
 
 ISSUER = "the registry"
 MODEL_HASH = "ab" * 32

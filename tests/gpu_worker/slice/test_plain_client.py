@@ -10,8 +10,8 @@ import pytest
 
 from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.seen import Seen
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.grpc_forward import ForwardRpcs, GrpcOnward
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_forward import ForwardRpcs, GrpcOnward
 from gpu_worker.engine.slice.text import FolderText, tokenizer_in
 from gpu_worker.inference.stage.forward import ForwardService
 from tests.fixtures.grpc_servers import open_door

@@ -15,9 +15,9 @@ from gpu_worker.core.inference.limits import NAME_CHARS_MAX
 from gpu_worker.core.inference.sampling import Sampled, Sampling, flaw
 from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
 from gpu_worker.core.inference.tensor import Expected
-from gpu_worker.edges.proto_codec import decode, encode
-from gpu_worker.edges.proto_frame import sealed
-from gpu_worker.edges.proto_params import params_of, sampling_of, shortest
+from gpu_worker.edges.grpc.proto_codec import decode, encode
+from gpu_worker.edges.grpc.proto_frame import sealed
+from gpu_worker.edges.grpc.proto_params import params_of, sampling_of, shortest
 from tests.house.tree import ROOT
 from wire.proto import check
 from wire.proto import inference_pb2 as pb

@@ -15,9 +15,9 @@ from cryptography.x509.oid import NameOID
 
 from gpu_worker.core.errors import OwnersFault, Unavailable
 from gpu_worker.core.inference.sampling import Sampling
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.links_grpc import GrpcLinks
-from gpu_worker.edges.tls import Tls, is_loopback, read_tls
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
+from gpu_worker.edges.grpc.tls import Tls, is_loopback, read_tls
 from tests.fixtures.grpc_servers import open_door
 from tests.fixtures.toy_pipeline import whole
 from tests.gpu_worker.slice.doors import Known, Stage, ToyHead, stages

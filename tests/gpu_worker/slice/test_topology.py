@@ -13,7 +13,7 @@ from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.layers import Layers, gap
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.topology import endpoint_of, parse, slice_of
-from gpu_worker.edges.topology_file import ChainTopology, FileTopology, read_topology
+from gpu_worker.edges.grpc.topology_file import ChainTopology, FileTopology, read_topology
 from tests.gpu_worker.world import until
 
 STAGES = [

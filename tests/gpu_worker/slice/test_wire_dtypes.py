@@ -12,9 +12,9 @@ from gpu_worker.core.inference.batch import Batch, Hop
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.tensor import HIDDEN
-from gpu_worker.edges.engine_thread import EngineThread, start_engine
-from gpu_worker.edges.grpc_door import DoorOptions, GrpcDoor
-from gpu_worker.edges.links_grpc import GrpcLinks
+from gpu_worker.edges.engines.engine_thread import EngineThread, start_engine
+from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.engine.slice.slice_engine import EngineOptions, open_engine
 from gpu_worker.inference.head.desk import HeadLimits
 from gpu_worker.inference.head.head import Head

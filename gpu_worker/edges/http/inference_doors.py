@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from gpu_worker.edges import generate_door
-from gpu_worker.edges.openai_door import openai_app
-from gpu_worker.edges.openai_gate import OpenAiPaths
+from gpu_worker.edges.http import generate_door
+from gpu_worker.edges.http.openai_door import openai_app
+from gpu_worker.edges.http.openai_gate import OpenAiPaths
 from gpu_worker.inference.text.report import with_inference
 from gpu_worker.inference.text.service import Service
 from wire.vendor import WorkerHealth

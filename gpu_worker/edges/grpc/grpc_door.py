@@ -21,11 +21,11 @@ from gpu_worker.core.inference.batch import Batch
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.tensor import Expected
-from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED, LinkLost, abort, server_options, shown_bearer
-from gpu_worker.edges.grpc_forward import ForwardRpcs
-from gpu_worker.edges.grpc_streams import Place, Streams
-from gpu_worker.edges.proto_codec import decode, encode
-from gpu_worker.edges.tls import Tls, must_be_safe
+from gpu_worker.edges.grpc.grpc_channel import SERVICE, STEPS_ARE_SERVED, LinkLost, abort, server_options, shown_bearer
+from gpu_worker.edges.grpc.grpc_forward import ForwardRpcs
+from gpu_worker.edges.grpc.grpc_streams import Place, Streams
+from gpu_worker.edges.grpc.proto_codec import decode, encode
+from gpu_worker.edges.grpc.tls import Tls, must_be_safe
 from gpu_worker.inference.ports import Steps
 from wire.proto import inference_pb2 as pb
 

@@ -8,7 +8,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpu_worker.edges.bearer import bearer_fault, page_fault
-from gpu_worker.edges.openai_errors import OpenAiReply, failed, refusal
+from gpu_worker.edges.http.openai_errors import OpenAiReply, failed, refusal
 from gpu_worker.inference.text.service import Service
 from inbound.web import HEADER_BYTES_MAX
 from wire.openai import Refused

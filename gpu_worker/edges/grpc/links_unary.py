@@ -17,8 +17,8 @@ from gpu_worker.core.inference.codes import CODES, InferenceError
 from gpu_worker.core.inference.sampling import Sampled, Sampling
 from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
 from gpu_worker.core.inference.tensor import cut
-from gpu_worker.edges.grpc_channel import LinkLost, bearer_of, lost
-from gpu_worker.edges.proto_params import params_of
+from gpu_worker.edges.grpc.grpc_channel import LinkLost, bearer_of, lost
+from gpu_worker.edges.grpc.proto_params import params_of
 from gpu_worker.inference.ports import Link
 from wire.proto import inference_pb2 as pb
 

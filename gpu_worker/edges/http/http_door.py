@@ -88,7 +88,7 @@ class HttpDoor:
         self._app.state.worker = worker
         self._app.include_router(owner)
         if service is not None:
-            from gpu_worker.edges.inference_doors import include_inference
+            from gpu_worker.edges.http.inference_doors import include_inference
 
             include_inference(self._app, service)
 

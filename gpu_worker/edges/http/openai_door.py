@@ -20,9 +20,9 @@ from starlette.types import ASGIApp
 from gpu_worker.core.inference.asking import openai_sampling
 from gpu_worker.core.inference.calls import FORCED, CallFinder, Format, format_of
 from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.edges import openai_errors as errors
-from gpu_worker.edges.openai_gate import Gate
-from gpu_worker.edges.openai_shapes import ChatShape, CompletionShape, Shape
+from gpu_worker.edges.http import openai_errors as errors
+from gpu_worker.edges.http.openai_gate import Gate
+from gpu_worker.edges.http.openai_shapes import ChatShape, CompletionShape, Shape
 from gpu_worker.inference.ports import Text
 from gpu_worker.inference.text.generation import Ask, Generation, Piece, begin
 from gpu_worker.inference.text.prompts import chat_prompt, decoded, text_prompt

@@ -19,10 +19,10 @@ from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.step import SliceInfo, Tensor
 from gpu_worker.core.inference.stops import Stops, feed
 from gpu_worker.core.inference.tensor import HIDDEN, IDS, Expected, check
-from gpu_worker.edges.grpc_channel import LinkLost, abort, bearer_of, lost, open_channel, shown_bearer, stub_of
-from gpu_worker.edges.proto_codec import count, few, name
-from gpu_worker.edges.proto_params import params_of, sampling_of
-from gpu_worker.edges.tls import Tls
+from gpu_worker.edges.grpc.grpc_channel import LinkLost, abort, bearer_of, lost, open_channel, shown_bearer, stub_of
+from gpu_worker.edges.grpc.proto_codec import count, few, name
+from gpu_worker.edges.grpc.proto_params import params_of, sampling_of
+from gpu_worker.edges.grpc.tls import Tls
 from gpu_worker.inference.ports import Generator, Text, TokenRequest, TokenStream
 from gpu_worker.inference.stage.forward import SESSIONS_MAX, Forward, Forwarded, Forwards, ending
 from gpu_worker.inference.stage.sessions import Passes

@@ -7,7 +7,7 @@ from gpu_worker import datasets
 from gpu_worker.core.dataset import Limits, form_of
 from gpu_worker.core.errors import BadInput, OwnersFault
 from gpu_worker.core.folder import InputFile
-from gpu_worker.edges.job_folder import sha256_of
+from gpu_worker.edges.jobs.job_folder import sha256_of
 from outbound.http import HttpClient
 from wire.jobs import Container, Params, input_hash
 from wire.vendor import FilesGrant

@@ -16,7 +16,7 @@ from gpu_worker.core import checkpoint
 from gpu_worker.core import folder as names
 from gpu_worker.core.checkpoint import Piece
 from gpu_worker.core.errors import BadInput, OwnersFault, Unavailable
-from gpu_worker.edges.job_folder import sha256_of, write_whole
+from gpu_worker.edges.jobs.job_folder import sha256_of, write_whole
 from outbound.errors import OutboundError
 from outbound.http import HttpClient
 from wire.checkpoint import (

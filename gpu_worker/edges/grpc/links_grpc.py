@@ -18,11 +18,19 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.limits import DTYPES_MAX
 from gpu_worker.core.inference.seen import Seen
-from gpu_worker.edges.grpc_channel import SERVICE, STEPS_ARE_SERVED, LinkLost, bearer_of, lost, open_channel, stub_of
-from gpu_worker.edges.links_unary import DTYPES as UNARY_DTYPES
-from gpu_worker.edges.links_unary import Told, UnaryLink
-from gpu_worker.edges.proto_codec import decode, encode, known_dtypes
-from gpu_worker.edges.tls import Tls
+from gpu_worker.edges.grpc.grpc_channel import (
+    SERVICE,
+    STEPS_ARE_SERVED,
+    LinkLost,
+    bearer_of,
+    lost,
+    open_channel,
+    stub_of,
+)
+from gpu_worker.edges.grpc.links_unary import DTYPES as UNARY_DTYPES
+from gpu_worker.edges.grpc.links_unary import Told, UnaryLink
+from gpu_worker.edges.grpc.proto_codec import decode, encode, known_dtypes
+from gpu_worker.edges.grpc.tls import Tls
 from gpu_worker.inference.ports import Link
 from wire.proto import inference_pb2 as pb
 

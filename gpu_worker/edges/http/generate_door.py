@@ -14,8 +14,8 @@ from starlette.responses import Response
 from gpu_worker.core.inference.asking import generate_sampling
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.edges.bearer import bearer_fault, page_fault
-from gpu_worker.edges.metrics import metrics_text
-from gpu_worker.edges.openai_errors import failed
+from gpu_worker.edges.http.metrics import metrics_text
+from gpu_worker.edges.http.openai_errors import failed
 from gpu_worker.inference.text.generation import Ask, Generation, begin
 from gpu_worker.inference.text.prompts import encoded
 from gpu_worker.inference.text.report import metrics_reply, pipeline_status

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpu_worker.core.errors import OwnersFault
-from gpu_worker.edges.job_folder import write_whole
+from gpu_worker.edges.jobs.job_folder import write_whole
 from wire import decimal_json
 
 LOCK = "lock"

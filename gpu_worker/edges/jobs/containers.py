@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from gpu_worker.core.folder import ContainerTerms
-from gpu_worker.edges import container_cli
+from gpu_worker.edges.jobs import container_cli
 
 
 class CliContainers:

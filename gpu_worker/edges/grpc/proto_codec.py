@@ -27,8 +27,8 @@ from gpu_worker.core.inference.limits import (
 from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.step import Open, Refusal, Run, Tensor
 from gpu_worker.core.inference.tensor import HIDDEN, Expected, check
-from gpu_worker.edges.proto_frame import is_whole, sealed, tensor_parts
-from gpu_worker.edges.proto_params import params_of, sampling_of
+from gpu_worker.edges.grpc.proto_frame import is_whole, sealed, tensor_parts
+from gpu_worker.edges.grpc.proto_params import params_of, sampling_of
 from wire.proto import inference_pb2 as pb
 
 _T = TypeVar("_T")

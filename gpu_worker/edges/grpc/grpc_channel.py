@@ -9,7 +9,7 @@ from gpu_worker.core.errors import Unavailable
 from gpu_worker.core.inference.codes import CODES, InferenceError
 from gpu_worker.core.inference.limits import MESSAGE_BYTES_MAX
 from gpu_worker.core.inference.tensor import message_bytes
-from gpu_worker.edges.tls import Tls, host_of, must_be_safe
+from gpu_worker.edges.grpc.tls import Tls, host_of, must_be_safe
 from wire.proto.inference_pb2_grpc import InferencePipelineStub
 
 SERVICE = "plumise.inference.InferencePipeline"

@@ -1,0 +1,1 @@
+"""The gRPC door and the streams between stages."""

@@ -1,0 +1,1 @@
+"""Jobs: their folders, their programs, what they fetch and push."""

@@ -1,0 +1,1 @@
+"""The machine: its hardware, its models, what it is measured at."""

@@ -1,0 +1,1 @@
+"""Session passes: who signed them, and which are used up."""
