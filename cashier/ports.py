@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cashier.core.claiming import Claim
+from cashier.core.credit import Account, Deposit, Hindrance, Hold, Income, Key
 from cashier.core.dialects import X402, Ask, Dialects
 from cashier.core.model import Answer, Lease, PaidRequest, Price, Refund, Sale, Taking
 from cashier.core.reading import requirements_for
@@ -65,6 +66,58 @@ class Till(Protocol):
 
     async def end_refund(self, refund: Refund, *, paid: bool) -> None:
         """Store that a signed transfer was mined, or that it never will be and is owed again."""
+
+
+class CreditBook(Protocol):
+    """Accounts of credit in one asset, each change of which is one transaction; see `core.credit`."""
+
+    async def deposit(self, deposit: Deposit, now_s: int, *, holds: bool = False) -> None:
+        """Put a payment on its account, once by its id; `holds`: a request may be begun on it, under that id."""
+
+    async def reserve(self, hold: Hold, now_s: int) -> Hold | None:
+        """Set aside what a request may cost, and return it; None: there is no such account, or it has too little."""
+
+    async def begin(self, hold_id: str, now_s: int) -> Hold | Hindrance:
+        """Let a request run on the hold of a payment, once at a time; a hold that cost nothing may be begun again."""
+
+    async def end(self, hold_id: str, cost_atomic: int, now_s: int) -> int:
+        """Charge the cost, at most what was set aside; return what was charged, 0 where the hold had ended before."""
+
+    async def release_all(self, now_s: int) -> int:
+        """End every open hold at no cost: for the start, when nothing runs. Return how many there were."""
+
+    async def account(self, name: str) -> Account | None: ...
+    async def accounts(self) -> list[Account]: ...
+
+    async def keyless(self, least_atomic: int, before_s: int) -> list[Account]:
+        """Return payers without a key that have so much available and did not move after `before_s`."""
+
+    async def open_account(self, account: Account) -> bool:
+        """Make an account; False, with nothing done, where there is one of that name."""
+
+    async def add_key(self, key: Key) -> None:
+        """Keep a key, once."""
+
+    async def find_key(self, sha256: str) -> Key | None:
+        """Return the key with this digest, revoked or not."""
+
+    async def keys(self) -> list[Key]: ...
+    async def revoke_key(self, key_id: str, now_s: int) -> bool:
+        """Return whether there is such a key; from now on it opens nothing."""
+
+    async def withdraw(self, refund: Refund, now_s: int, least_atomic: int = 1) -> Refund:
+        """
+        Take a `core.credit.withdrawal` out of its account and store it as the refund that is owed; once by its key.
+
+        Raises:
+            CreditTooSmall: so much is not available, or it is less than the least.
+        """
+
+    async def income(self, since_s: int) -> list[Income]:
+        """Return the hours that ended after `since_s` and brought anything, the oldest first."""
+
+    async def owed(self) -> list[str]:
+        """Return the keys of withdrawals that are not known to be paid, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)

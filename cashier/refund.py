@@ -30,11 +30,27 @@ async def refund(desk: Desk, payment_id: str, amount_atomic: int, key: str) -> s
         raise UnknownPayment(f"no settled payment has the id {payment_id}")
     if amount_atomic <= 0:
         raise RefundTooLarge("a refund is above zero")
-    sender = desk.senders.get(taking.pay_to.lower())
+    sender_of(desk, taking.pay_to)
+    return await send(desk, await desk.till.ask_refund(_owed(taking, amount_atomic, key)))
+
+
+def sender_of(desk: Desk, pay_to: str) -> Sender:
+    """Return who sends from the address that was paid. Raises NoRefundKey."""
+    sender = desk.senders.get(pay_to.lower())
     if sender is None:
-        raise NoRefundKey(f"there is no key of {taking.pay_to}")
-    await desk.till.ask_refund(_owed(taking, amount_atomic, key))
-    async with desk.locks.hold(f"refund:{taking.pay_to.lower()}"):
+        raise NoRefundKey(f"there is no key of {pay_to}")
+    return sender
+
+
+async def send(desk: Desk, refund: Refund) -> str:
+    """
+    Send a refund that is stored, once, whatever crashes; return the mined transaction's hash.
+
+    Raises:
+        NoRefundKey, ChainUnavailable, RefundFailed: it is owed; the same call goes on where this one stopped.
+    """
+    sender, key = sender_of(desk, refund.pay_to), refund.key
+    async with desk.locks.hold(f"refund:{refund.pay_to}"):
         for _ in range(TURNS_MAX):
             owed = await desk.till.read_refund(key)
             if owed.state == "paid":

@@ -5,12 +5,15 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from cashier.charge import charge
 from cashier.core.dialects import X402, Dialects
-from cashier.core.model import Answer, PaidRequest, Price
+from cashier.core.model import Answer, PaidRequest, Price, Refund
+from cashier.credit import pay_back, withdraw
 from cashier.edges.chain_rpc import RpcChain, RpcSender
+from cashier.edges.credit_sqlite import SqliteCredit
 from cashier.edges.facilitator_http import HttpFacilitator
 from cashier.edges.till_sqlite import SCHEMA, SqliteTill
 from cashier.ports import Admit, Desk, HasCapacity, Start
@@ -27,11 +30,20 @@ _LOG = logging.getLogger("livery.cashier")
 
 
 class Cashier:
-    """Takes payments for requests and pays refunds; see `charge`, `recover` and `refund`."""
+    """
+    Takes payments for requests and pays refunds; see `charge`, `recover`, `refund` and `credit`.
 
-    def __init__(self, desk: Desk, db: Sqlite) -> None:
-        self.desk = desk
+    `credit` is the book of accounts, one for all counters.
+    """
+
+    def __init__(self, desk: Desk, db: Sqlite, counter: str = "") -> None:
+        self.desk = replace(desk, till=SqliteTill(db, counter)) if counter else desk
+        self.credit = SqliteCredit(db, desk.asset)
         self._db = db
+
+    def at(self, counter: str) -> "Cashier":
+        """Return the cashier of another counter of the same house: it recovers its own payments alone."""
+        return Cashier(self.desk, self._db, counter)
 
     async def charge(
         self,
@@ -52,6 +64,12 @@ class Cashier:
 
     async def refund(self, payment_id: str, amount_atomic: int, key: str) -> str:
         return await refund(self.desk, payment_id, amount_atomic, key)
+
+    async def withdraw(self, wanted: Refund, least_atomic: int = 1) -> tuple[int, str]:
+        return await withdraw(self.desk, self.credit, wanted, least_atomic)
+
+    async def pay_back(self, pay_to: str, least_atomic: int, idle_s: int = 0) -> int:
+        return await pay_back(self.desk, self.credit, pay_to, least_atomic, idle_s)
 
     async def close(self) -> None:
         await self._db.close()

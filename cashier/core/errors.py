@@ -2,7 +2,7 @@
 The cashier's errors, split by whose fault it is.
 
     CashierError
-    ├── RefundRefused    the caller's: UnknownPayment, RefundTooLarge, RefundConflict, NoRefundKey
+    ├── RefundRefused    the caller's: UnknownPayment, RefundTooLarge, RefundConflict, NoRefundKey, CreditTooSmall
     └── Unavailable      the world's, retryable: FacilitatorUnavailable, ChainUnavailable, RefundFailed
 
 What a payer does wrong is never raised: it is an `Answer` (402, 400, 409).
@@ -36,6 +36,12 @@ class RefundConflict(RefundRefused):
 
 class NoRefundKey(RefundRefused):
     """There is no key for the address that was paid, so nothing can be sent back from it."""
+
+
+class CreditTooSmall(RefundRefused):
+    """The account has less than is to be withdrawn, nothing at all, or nobody's address."""
+
+    code = "credit_too_small"
 
 
 class Unavailable(CashierError):

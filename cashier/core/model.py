@@ -24,12 +24,17 @@ PAID: tuple[TakingState, ...] = ("settled", "served")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaidRequest:
-    """An HTTP request as it came; the names of `headers` are lower case."""
+    """
+    An HTTP request as it came; the names of `headers` are lower case.
+
+    `keeps_body`: the till may remember what was asked for, not only its digest.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str]
     body: bytes
+    keeps_body: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

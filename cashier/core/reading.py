@@ -128,6 +128,6 @@ def taking_for(cheque: Cheque, price: Price, request: PaidRequest) -> Taking:
         valid_before_s=int(cheque.authorization.valid_before),
         payload=cheque.payload,
         url=request.url,
-        body=request.body,
+        body=request.body if request.keeps_body else b"",
         dialect=cheque.dialect,
     )

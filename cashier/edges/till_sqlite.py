@@ -7,6 +7,7 @@ from typing import Any
 from cashier.core.claiming import Claim, Claimed, Row, decide_claim
 from cashier.core.errors import RefundConflict, RefundTooLarge
 from cashier.core.model import Answer, Lease, Refund, Taking
+from cashier.edges import credit_sqlite
 from storage.migrations import Schema
 from storage.sqlite import Sqlite
 from wire import decimal_json
@@ -14,7 +15,7 @@ from wire.money import Amount
 
 SCHEMA = Schema(
     room="cashier",
-    tables=("payments_taken", "refunds_made"),
+    tables=("payments_taken", "refunds_made", *credit_sqlite.TABLES),
     steps=(
         (
             """CREATE TABLE payments_taken (
@@ -53,18 +54,21 @@ SCHEMA = Schema(
             ) STRICT""",
         ),
         ("ALTER TABLE payments_taken ADD COLUMN dialect TEXT NOT NULL DEFAULT 'x402-v2'",),
+        ("ALTER TABLE payments_taken ADD COLUMN counter TEXT NOT NULL DEFAULT ''", *credit_sqlite.STEPS),
     ),
     indexes=(
         "CREATE INDEX payments_open ON payments_taken (pay_to) WHERE state != 'served'",
         "CREATE INDEX refunds_of_payment ON refunds_made (payment_id)",
         "CREATE UNIQUE INDEX refund_on_its_way ON refunds_made (pay_to) WHERE state = 'signed'",
         "CREATE UNIQUE INDEX refund_of_nonce ON refunds_made (pay_to, account_nonce)",
+        *credit_sqlite.INDEXES,
     ),
 )
 
 # An open payment counts on being started: it is paid, may yet be paid, or is being looked at.
 _RESERVED = """SELECT count(*) FROM payments_taken
-    WHERE state != 'served' AND pay_to = :pay_to AND NOT (payer = :payer AND nonce = :nonce) AND (
+    WHERE state != 'served' AND pay_to = :pay_to AND counter = :counter
+        AND NOT (payer = :payer AND nonce = :nonce) AND (
         state = 'settled'
         OR (state = 'settling' AND valid_before_s > :now_s)
         OR (state = 'claimed' AND lease_until_s > :now_s)
@@ -72,10 +76,10 @@ _RESERVED = """SELECT count(*) FROM payments_taken
 
 _INSERT = """INSERT INTO payments_taken (
         payer, nonce, payment_id, fingerprint, pay_to, amount_atomic, asset, network, valid_before_s, payload, url,
-        body, dialect, state, from_block, holder, lease_until_s
+        body, dialect, counter, state, from_block, holder, lease_until_s
     ) VALUES (
         :payer, :nonce, :payment_id, :fingerprint, :pay_to, :amount_atomic, :asset, :network, :valid_before_s, :payload,
-        :url, :body, :dialect, :state, :from_block, '', 0
+        :url, :body, :dialect, :counter, :state, :from_block, '', 0
     )"""
 
 _SAVE = """UPDATE payments_taken SET
@@ -93,13 +97,20 @@ _OWED_AGAIN = """UPDATE refunds_made SET state = 'asked', account_nonce = NULL, 
 
 
 class SqliteTill:
-    """Implements `cashier.ports.Till`."""
+    """
+    Implements `cashier.ports.Till`.
 
-    def __init__(self, db: Sqlite) -> None:
+    Args:
+        counter: where in the house its payments are taken. One at a counter has no part in the room and the recovery of
+            another's; a cheque is taken once in the house, and its refunds leave by one door.
+    """
+
+    def __init__(self, db: Sqlite, counter: str = "") -> None:
         self._db = db
+        self._counter = counter
 
     async def claim(self, taking: Taking, lease: Lease, *, insert: bool) -> Claim:
-        return await self._db.write(lambda connection: _claim(connection, taking, lease, insert))
+        return await self._db.write(lambda connection: _claim(connection, taking, lease, self._counter, insert))
 
     async def take_over(self, taking: Taking, lease: Lease) -> None:
         await self._db.write(lambda connection: _hold(connection, taking, lease))
@@ -117,8 +128,8 @@ class SqliteTill:
         )
 
     async def unfinished(self) -> list[Taking]:
-        query = "SELECT * FROM payments_taken WHERE state != 'served' ORDER BY rowid"
-        return [_taking(row) for row in await self._db.read(lambda connection: _rows(connection, query))]
+        query = "SELECT * FROM payments_taken WHERE state != 'served' AND counter = ? ORDER BY rowid"
+        return [_taking(row) for row in await self._db.read(lambda connection: _rows(connection, query, self._counter))]
 
     async def find_payment(self, payment_id: str) -> Taking | None:
         query = "SELECT * FROM payments_taken WHERE payment_id = ?"
@@ -156,16 +167,16 @@ def _rows(connection: sqlite3.Connection, query: str, *values: str) -> list[sqli
     return cursor.execute(query, values).fetchall()
 
 
-def _claim(connection: sqlite3.Connection, taking: Taking, lease: Lease, insert: bool) -> Claim:
+def _claim(connection: sqlite3.Connection, taking: Taking, lease: Lease, counter: str, insert: bool) -> Claim:
     query = "SELECT * FROM payments_taken WHERE (payer = ? AND nonce = ?) OR payment_id = ?"
     found = _rows(connection, query, taking.payer, taking.nonce, taking.payment_id)
     claim = decide_claim(taking, [Row(_taking(row), row["lease_until_s"]) for row in found], lease, insert=insert)
     if not isinstance(claim, Claimed):
         return claim
     if not found:
-        connection.execute(_INSERT, _columns(taking))
+        connection.execute(_INSERT, {**_columns(taking), "counter": counter})
     _hold(connection, claim.taking, lease)
-    values = {**_columns(taking), "now_s": lease.now_s}
+    values = {**_columns(taking), "counter": counter, "now_s": lease.now_s}
     return Claimed(claim.taking, connection.execute(_RESERVED, values).fetchone()[0])
 
 
@@ -184,7 +195,9 @@ def _ask_refund(connection: sqlite3.Connection, refund: Refund) -> Refund:
             raise RefundConflict(f"the refund {refund.key} is {found.amount_atomic} of {found.payment_id}")
         return found
     paid, refunded = connection.execute(
-        "SELECT (SELECT amount_atomic FROM payments_taken WHERE payment_id = :id),"
+        # What was put on an account is withdrawn from there.
+        "SELECT (SELECT amount_atomic FROM payments_taken WHERE payment_id = :id)"
+        " - (SELECT coalesce(sum(amount_atomic), 0) FROM credit_deposits WHERE payment_id = :id),"
         " (SELECT coalesce(sum(amount_atomic), 0) FROM refunds_made WHERE payment_id = :id)",
         {"id": refund.payment_id},
     ).fetchone()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from cashier.core.credit import HOUR_S, Income
 from gpu_worker.core.model import Job
 from wire.money import Asset, to_decimal
 
@@ -37,12 +38,13 @@ class Earned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hour:
-    """An hour of UTC: what the jobs that ended in it brought, and how long they worked."""
+    """An hour of UTC: what the jobs and the answers that ended in it brought, and how long the jobs worked."""
 
     start_s: int
     jobs: int
     kept_atomic: int
     used_s: Decimal
+    answers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,20 +80,25 @@ def rows(jobs: Iterable[Job], since_s: int = 0) -> tuple[Earned, ...]:
     return tuple(sorted(ended, key=lambda one: (one.ended_at_s, one.job_id)))
 
 
-def per_hour(earned: Iterable[Earned]) -> tuple[Hour, ...]:
-    """Return the hours in which jobs ended, the oldest first."""
+def per_hour(earned: Iterable[Earned], answers: Iterable[Income] = ()) -> tuple[Hour, ...]:
+    """Return the hours in which jobs or answers ended, the oldest first."""
     found: dict[int, list[Earned]] = {}
     for one in earned:
-        found.setdefault(one.ended_at_s - one.ended_at_s % 3_600, []).append(one)
-    return tuple(
-        Hour(
-            start_s=start_s,
-            jobs=len(of_hour),
-            kept_atomic=sum(one.kept_atomic for one in of_hour),
-            used_s=sum((one.used_s for one in of_hour), Decimal(0)),
+        found.setdefault(one.ended_at_s - one.ended_at_s % HOUR_S, []).append(one)
+    made = {income.hour_s: income for income in answers}
+    hours = []
+    for start_s in sorted({*found, *made}):
+        of_hour, income = found.get(start_s, []), made.get(start_s)
+        hours.append(
+            Hour(
+                start_s=start_s,
+                jobs=len(of_hour),
+                kept_atomic=sum(one.kept_atomic for one in of_hour) + (income.spent_atomic if income else 0),
+                used_s=sum((one.used_s for one in of_hour), Decimal(0)),
+                answers=income.requests if income else 0,
+            )
         )
-        for start_s, of_hour in sorted(found.items())
-    )
+    return tuple(hours)
 
 
 def total(earned: Iterable[Earned]) -> Total:

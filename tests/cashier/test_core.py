@@ -120,7 +120,7 @@ async def test_a_lock_survives_the_failure_of_its_holder():
 async def test_the_tables_are_made_at_first_use_and_complete(tmp_path):
     db = Sqlite(tmp_path / "till.db", SCHEMA)
     try:
-        assert await db.migrate() == 2
+        assert await db.migrate() == 3
         assert await db.check() == []
     finally:
         await db.close()

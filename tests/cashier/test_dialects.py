@@ -12,6 +12,7 @@ from mpp import Challenge, Receipt
 from x402.schemas.v1 import PaymentRequiredV1 as OfficialRequired
 
 from cashier.core.dialects import X402
+from cashier.edges import credit_sqlite
 from cashier.edges.till_sqlite import SCHEMA
 from cashier.recover import Recovered
 from tests.cashier.speaking import CONFIRMATIONS, DIALECTS, in_dialect, in_mpp, in_v1
@@ -297,7 +298,10 @@ async def test_a_till_of_before_knows_its_rows_as_version_2(world: World):
     await world.pay(cashier, payment)
     await cashier.close()
     with sqlite3.connect(world.database) as file:
-        file.execute("ALTER TABLE payments_taken DROP COLUMN dialect")
+        for column in ("dialect", "counter"):
+            file.execute(f"ALTER TABLE payments_taken DROP COLUMN {column}")
+        for table in credit_sqlite.TABLES:
+            file.execute(f"DROP TABLE {table}")
         file.execute("UPDATE schema SET version = 1 WHERE room = ?", (SCHEMA.room,))
 
     later = world.cashier()
