@@ -29,12 +29,17 @@ def is_near(scope: Scope) -> bool:
     What Host says proves nothing: whoever sends a request writes it. The server's own address is looked at too, since
     a client that has hung up already has none. A proxy beside us would lend a stranger its address, but tells of him.
     """
-    if any(name in _FORWARDED or name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
+    if is_forwarded(name for name, _ in scope["headers"]):
         return False
     client, server = scope.get("client"), scope.get("server")
     return (client is None or is_loopback(client[0])) and (
         server is None or is_loopback(server[0]) or not is_address(server[0])
     )
+
+
+def is_forwarded(names: Iterable[bytes]) -> bool:
+    """Return whether one of a request's headers, in lower case, is a proxy's."""
+    return any(name in _FORWARDED or name.startswith(b"x-forwarded-") for name in names)
 
 
 def stranger(scheme: str, headers: Iterable[tuple[bytes, bytes]], hosts: Collection[str]) -> tuple[str, str] | None:

@@ -24,10 +24,10 @@ class PassSigner:
     """Signs passes with a private key in PEM, Ed25519 or RSA. Raises OwnersFault: it is no such key."""
 
     def __init__(self, private_pem: bytes, issuer: str, ttl_s: int = TTL_S) -> None:
-        self._key = _load(private_pem)
+        self._key = load_key(private_pem)
         if not isinstance(self._key, Ed25519PrivateKey | RSAPrivateKey):
             raise OwnersFault("passes are signed with a private key, this one is public")
-        self._algorithm = _algorithm(self._key.public_key())
+        self._algorithm = algorithm_of(self._key.public_key())
         self._issuer, self._ttl_s = issuer, ttl_s
 
     def sign(self, admission: Admission) -> str:
@@ -46,11 +46,11 @@ class JwtPasses:
     """
 
     def __init__(self, keys_pem: Sequence[bytes], *, issuer: str, model_hash: str) -> None:
-        keys = [_load(pem) for pem in keys_pem[:KEYS_MAX]]
+        keys = [load_key(pem) for pem in keys_pem[:KEYS_MAX]]
         public = [key.public_key() if isinstance(key, Ed25519PrivateKey | RSAPrivateKey) else key for key in keys]
         if not public:
             raise OwnersFault("session passes are asked for, and there is no key to hold them against")
-        self._keys = [(key, _algorithm(key)) for key in public]
+        self._keys = [(key, algorithm_of(key)) for key in public]
         self._issuer, self._model_hash = issuer, model_hash
         self._used = UsedUp()
 
@@ -87,14 +87,14 @@ class JwtPasses:
         raise InferenceError("unauthenticated", f"the session pass does not hold: {why[:200]}")
 
 
-def _load(pem: bytes) -> Any:
+def load_key(pem: bytes) -> Any:
     try:
         return load_pem_private_key(pem, None) if b"PRIVATE KEY" in pem else load_pem_public_key(pem)
     except (ValueError, TypeError):
         raise OwnersFault("a key of session passes is no PEM without a password") from None
 
 
-def _algorithm(key: Any) -> str:
+def algorithm_of(key: Any) -> str:
     if isinstance(key, Ed25519PublicKey):
         return "EdDSA"
     if isinstance(key, RSAPublicKey) and key.key_size >= RSA_BITS_MIN:
