@@ -5,6 +5,7 @@ What can go wrong with a request to another machine, split by whose fault it is.
     ├── BadAddress           ours: a URL or header that cannot be sent
     ├── Unreachable          the world's, retryable: no connection, nothing sent
     ├── TimedOut             the world's, retryable with the same bytes: sent, no whole answer, outcome unknown
+    │   └── Broken           the same, and not for want of time: the connection broke, or it was not HTTP
     ├── TooLarge             theirs: an answer beyond its limit
     └── NotServed            theirs: a download answered with another status than 200
 """
@@ -30,6 +31,10 @@ class TimedOut(OutboundError):
     """Time ran out, the connection broke, or what came back was not HTTP: the request may have been served."""
 
     retryable = True
+
+
+class Broken(TimedOut):
+    pass
 
 
 class TooLarge(OutboundError):

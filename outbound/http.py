@@ -10,10 +10,9 @@ received and never answered, which for a request that carries money is the diffe
 """
 
 import asyncio
-import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -21,37 +20,22 @@ from typing import cast
 import httpx
 
 from outbound.errors import BadAddress as BadAddress
+from outbound.errors import Broken as Broken
 from outbound.errors import NotServed as NotServed
 from outbound.errors import OutboundError as OutboundError
 from outbound.errors import TimedOut as TimedOut
 from outbound.errors import TooLarge as TooLarge
 from outbound.errors import Unreachable as Unreachable
+from outbound.faults import shown, translated
 from outbound.guard import Guard
 
 URL_CHARS_MAX = 2_048
 HEADER_BYTES_MAX = 32 * 1024
 CONNECT_S = 5.0
 
-_ORIGIN = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31}://)(?:[^/?#\\\s]*@)?"
-    r"(?P<host>(?:\[[0-9A-Fa-f:.]{2,45}\]|[^/?#\\@:\[\]\s]{1,253})(?::[0-9]{1,5}\b)?)"
-)
-
 _Content = bytes | AsyncIterable[bytes] | None
 
 _OURS = (("user-agent", "livery"), ("accept-encoding", "identity"), ("connection", "close"))
-
-
-# httpx's exceptions, the narrower before the wider.
-_TRANSLATED: tuple[tuple[type[Exception], type[OutboundError]], ...] = (
-    (httpx.InvalidURL, BadAddress),
-    (httpx.UnsupportedProtocol, BadAddress),
-    (httpx.LocalProtocolError, BadAddress),
-    (httpx.ConnectError, Unreachable),
-    (httpx.ConnectTimeout, Unreachable),
-    (httpx.PoolTimeout, Unreachable),
-    (httpx.TransportError, TimedOut),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +45,15 @@ class HttpReply:
     status: int
     headers: Mapping[str, str]
     content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HttpStream:
+    """An answer of any status, whose body is read as it comes. Header names are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
 
 
 class HttpClient:
@@ -130,7 +123,7 @@ class HttpClient:
         body_bytes_max: int,
     ) -> HttpReply:
         received = bytearray()
-        with _translated(method, url, timeout_s):
+        with translated(method, url, timeout_s):
             request = _request(method, url, headers, content, timeout_s)
             async with asyncio.timeout(timeout_s), self._answer(request) as response:
                 async for chunk in _body(response):
@@ -153,14 +146,14 @@ class HttpClient:
             NotServed: another status.
         """
         deadline, received = asyncio.get_running_loop().time() + timeout_s, 0
-        with _translated("GET", url, timeout_s):
+        with translated("GET", url, timeout_s):
             async with AsyncExitStack() as stack:
                 # A timeout may not stand around a `yield`: it would cancel whoever reads.
                 async with asyncio.timeout_at(deadline):
                     request = _request("GET", url, headers, None, timeout_s)
                     response = await stack.enter_async_context(self._answer(request))
                 if response.status_code != 200:
-                    raise NotServed(response.status_code, f"GET {_shown(url)}: answered {response.status_code}")
+                    raise NotServed(response.status_code, f"GET {shown(url)}: answered {response.status_code}")
                 chunks = _body(response)
                 while True:
                     async with asyncio.timeout_at(deadline):
@@ -170,6 +163,31 @@ class HttpClient:
                     received += len(chunk)
                     _limit(url, received, body_bytes_max)
                     yield chunk
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes | None, silence_s: float
+    ) -> AsyncIterator[HttpStream]:
+        """
+        Yield the answer to one request, whatever its status; leaving it ends the exchange, however much is to come.
+
+        Its headers come within `silence_s`, then each part of its body does. How long all of it may take, and how much
+        of it there may be, is for whoever reads.
+
+        Raises, also while it is read:
+            BadAddress, Unreachable: nothing was sent.
+            TimedOut: nothing came for `silence_s`.
+            Broken: the body did not come whole.
+            TooLarge: the headers exceed HEADER_BYTES_MAX.
+        """
+        async with AsyncExitStack() as stack:
+            with translated(method, url, silence_s):
+                # A timeout may not stand around a `yield`: it would cancel whoever reads.
+                async with asyncio.timeout(silence_s):
+                    request = _request(method, url, headers, content, silence_s)
+                    response = await stack.enter_async_context(self._answer(request))
+            chunks = _translated_body(method, url, silence_s, response)
+            yield HttpStream(response.status_code, dict(response.headers), chunks)
 
     @asynccontextmanager
     async def _answer(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
@@ -182,7 +200,7 @@ class HttpClient:
             response = await transport.handle_async_request(request)
             stack.push_async_callback(response.aclose)
             if sum(len(name) + len(value) for name, value in response.headers.raw) > HEADER_BYTES_MAX:
-                raise TooLarge(f"{_shown(str(request.url))}: the headers exceed {HEADER_BYTES_MAX} bytes")
+                raise TooLarge(f"{shown(str(request.url))}: the headers exceed {HEADER_BYTES_MAX} bytes")
             yield response
 
     async def _direct(self, request: httpx.Request) -> None:
@@ -207,28 +225,21 @@ async def _exactly(chunks: AsyncIterable[bytes], size_bytes: int) -> AsyncIterat
         raise TimedOut(f"what was to be sent is not {size_bytes} bytes long, and was not sent whole")
 
 
-@contextmanager
-def _translated(method: str, url: str, timeout_s: float) -> Iterator[None]:
-    """Turn the library's exceptions into ours."""
-    try:
-        yield
-    except TimeoutError:
-        raise TimedOut(f"{method} {_shown(url)}: no whole answer in {timeout_s:g} s") from None
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        kind = next(ours for theirs, ours in _TRANSLATED if isinstance(error, theirs))
-        # What the library says of a wrong address or header quotes it.
-        said = "" if kind is BadAddress else str(error)
-        raise kind(f"{method} {_shown(url)}: {said or type(error).__name__}") from error
-
-
 def _body(response: httpx.Response) -> AsyncIterator[bytes]:
     """Return the body as it comes, never inflated."""
     return aiter(cast(httpx.AsyncByteStream, response.stream))
 
 
+async def _translated_body(method: str, url: str, silence_s: float, response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the body as it comes. Each read of it has the request's own timeout."""
+    with translated(method, url, silence_s):
+        async for chunk in _body(response):
+            yield chunk
+
+
 def _limit(url: str, received: int, bytes_max: int) -> None:
     if received > bytes_max:
-        raise TooLarge(f"{_shown(url)}: the body exceeds {bytes_max} bytes")
+        raise TooLarge(f"{shown(url)}: the body exceeds {bytes_max} bytes")
 
 
 def _request(method: str, url: str, headers: Mapping[str, str], content: _Content, timeout_s: float) -> httpx.Request:
@@ -237,9 +248,9 @@ def _request(method: str, url: str, headers: Mapping[str, str], content: _Conten
         raise BadAddress(f"a URL has at most {URL_CHARS_MAX} characters")
     target = httpx.URL(url)
     if target.scheme not in ("http", "https") or not target.host:
-        raise BadAddress(f"{_shown(url)} is not an http or https URL")
+        raise BadAddress(f"{shown(url)} is not an http or https URL")
     if target.port is not None and target.port > 65_535:
-        raise BadAddress(f"{_shown(url)} has a port above 65535")
+        raise BadAddress(f"{shown(url)} has a port above 65535")
     if target.userinfo:
         raise BadAddress("a URL with a name or password in it is not called")
     connect_s = min(CONNECT_S, timeout_s / 2)
@@ -266,14 +277,8 @@ def joined(base: str, url: str) -> str:
     except (httpx.InvalidURL, ValueError):
         raise BadAddress("this is not a URL") from None
     if (found.scheme, found.host, found.port) != (start.scheme, start.host, start.port):
-        raise BadAddress(f"{_shown(str(found))} is another address than {_shown(base)}")
+        raise BadAddress(f"{shown(str(found))} is another address than {shown(base)}")
     return str(found)
-
-
-def _shown(url: str) -> str:
-    """Return scheme, host and port of `url` for a message: keys travel in paths, queries and user names."""
-    found = _ORIGIN.match(url)
-    return found["scheme"] + found["host"] if found else "the address"
 
 
 @cache

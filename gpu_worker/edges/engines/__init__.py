@@ -1,1 +1,1 @@
-"""What computes models: llama.cpp in a child, an Ollama, a server that speaks OpenAI's API; and the thread of a slice."""
+"""What computes models: llama.cpp in a child, an Ollama, an OpenAI server; and the thread of a slice."""

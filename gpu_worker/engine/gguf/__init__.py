@@ -1,0 +1,1 @@
+"""GGUF files: what makes them of a model's folder."""
