@@ -2,19 +2,19 @@
 
 from cli.console import Json, branch, fail, show
 
-app = branch("proto", "The gRPC wire between workers.")
+app = branch("proto", "The gRPC wire of workers.")
 
 
 @app.command("check")
 def check(as_json: Json = False) -> None:
     """
-    Prove that the stubs are what the .proto gives, and that they can be imported.
+    Prove that the stubs are what the .proto files give, and that they can be imported.
 
-    With grpcio-tools installed the .proto is compiled again and compared byte for byte.
+    With grpcio-tools installed each .proto is compiled again and compared byte for byte.
 
     Example: livery proto check
     """
-    from wire.proto.check import SOURCE, STUBS, hashes, problems
+    from wire.proto.check import SOURCES, hashes, problems
 
     found = problems()
     if found:
@@ -23,6 +23,6 @@ def check(as_json: Json = False) -> None:
     said = hashes()
     show(
         {"isCurrent": True, "sha256": said},
-        lambda: f"the stubs are those of {SOURCE} (sha256 {said[SOURCE][:16]}…): {', '.join(STUBS)}",
+        lambda: "the stubs are those of " + ", ".join(f"{source} (sha256 {said[source][:16]}…)" for source in SOURCES),
         as_json=as_json,
     )

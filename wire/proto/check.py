@@ -1,8 +1,8 @@
 """
-Whether the committed stubs are what the .proto gives: `livery proto check`.
+Whether the committed stubs are what the .proto files give: `livery proto check`.
 
-`stubs.json` has the SHA-256 of the .proto and of each stub, as `make proto` left them, so that an edit of one without
-the others is seen wherever Livery is installed. With grpcio-tools the .proto is compiled again as well, in memory, and
+`stubs.json` has the SHA-256 of each .proto and of each stub, as `make proto` left them, so that an edit of one without
+the others is seen wherever Livery is installed. With grpcio-tools each .proto is compiled again as well, in memory, and
 what comes out is compared byte for byte.
 """
 
@@ -11,26 +11,27 @@ import importlib
 import json
 from importlib.resources import files
 
-SOURCE = "inference.proto"
-STUBS = ("inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py")
+SOURCES = ("inference.proto", "titancompute.proto")
+STUBS = tuple(source[: -len(".proto")] + end for source in SOURCES for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py"))
 HASHES = "stubs.json"
 
 
 def problems() -> list[str]:
     """Return in one sentence each what is wrong with the stubs, nothing where they are whole and can be imported."""
-    found = _changed() or _compiled_otherwise()
+    found = _changed() or [problem for source in SOURCES for problem in _compiled_otherwise(source)]
     if not found:
-        for stub in ("inference_pb2", "inference_pb2_grpc"):
+        for stub in STUBS:
             try:
-                importlib.import_module(f"wire.proto.{stub}")
+                if stub.endswith(".py"):
+                    importlib.import_module(f"wire.proto.{stub.removesuffix('.py')}")
             except Exception as error:  # a library that is absent or too old, in whatever way the stub says it
-                found.append(f"wire/proto/{stub}.py cannot be imported: {error}")
+                found.append(f"wire/proto/{stub} cannot be imported: {error}")
     return found
 
 
 def hashes() -> dict[str, str]:
-    """Return the SHA-256 of the .proto and of each stub as they are. Raises OSError: a file is missing."""
-    return {name: hashlib.sha256(_read(name)).hexdigest() for name in (SOURCE, *STUBS)}
+    """Return the SHA-256 of each .proto and of each stub as they are. Raises OSError: a file is missing."""
+    return {name: hashlib.sha256(_read(name)).hexdigest() for name in (*SOURCES, *STUBS)}
 
 
 def _changed() -> list[str]:
@@ -44,7 +45,7 @@ def _changed() -> list[str]:
     return [f"wire/proto/{name} is not as `make proto` left it: run it" for name in now if now[name] != then.get(name)]
 
 
-def _compiled_otherwise() -> list[str]:
+def _compiled_otherwise(source: str) -> list[str]:
     try:
         compiler = importlib.import_module("grpc_tools._protoc_compiler")
     except ImportError:
@@ -53,11 +54,11 @@ def _compiled_otherwise() -> list[str]:
     made = {}
     for compile_it in (compiler.get_protos, compiler.get_services):
         try:
-            made.update(dict(compile_it(f"wire/proto/{SOURCE}".encode(), [root])))
+            made.update(dict(compile_it(f"wire/proto/{source}".encode(), [root])))
         except Exception as error:  # the compiler's own, many, each with its place in the text
-            return [f"wire/proto/{SOURCE} cannot be compiled: {error}"]
+            return [f"wire/proto/{source} cannot be compiled: {error}"]
     return [
-        f"{name.decode()} is not what wire/proto/{SOURCE} gives: run `make proto`"
+        f"{name.decode()} is not what wire/proto/{source} gives: run `make proto`"
         for name, text in made.items()
         if text != _read(name.decode().rpartition("/")[2])
     ]

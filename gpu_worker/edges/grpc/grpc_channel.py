@@ -14,6 +14,8 @@ from wire.proto.inference_pb2_grpc import InferencePipelineStub
 
 SERVICE = "plumise.inference.InferencePipeline"
 CODE_KEY = "livery-code"
+# Seconds after which who was refused may ask again, where asking again is of use.
+RETRY_KEY, RETRY_AFTER_S = "retry-after", 1
 # What a stage that takes a `Steps` stream says at once, before the first message.
 STEPS_ARE_SERVED = ("livery-steps", "1")
 # A pass and what gRPC adds itself.
@@ -121,5 +123,7 @@ def named_code(metadata: Any) -> str | None:
 
 async def abort(context: Any, error: InferenceError) -> None:
     """End the call with the status of `error` and its code in the trailing metadata. Raises: always, gRPC's own."""
-    status = getattr(grpc.StatusCode, CODES[error.code].grpc)
-    await context.abort(status, str(error)[:1024], trailing_metadata=((CODE_KEY, error.code),))
+    code = CODES[error.code]
+    later = ((RETRY_KEY, str(RETRY_AFTER_S)),) if code.retryable and code.http in (429, 503) else ()
+    status = getattr(grpc.StatusCode, code.grpc)
+    await context.abort(status, str(error)[:1024], trailing_metadata=((CODE_KEY, error.code), *later))

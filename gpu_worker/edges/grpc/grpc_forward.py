@@ -1,6 +1,5 @@
 """ForwardPass and ForwardPassStream: the older RPCs of the pipeline, served and called."""
 
-import hmac
 import secrets
 import time
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from gpu_worker.edges.grpc.tls import Tls
 from gpu_worker.inference.ports import Generator, Text, TokenRequest, TokenStream
 from gpu_worker.inference.stage.forward import SESSIONS_MAX, Forward, Forwarded, Forwards, ending
 from gpu_worker.inference.stage.sessions import Passes
+from gpu_worker.inference.text.admission import Admission
 from gpu_worker.inference.text.prompts import encoded
 from wire.proto import inference_pb2 as pb
 
@@ -41,8 +41,8 @@ class ForwardRpcs:
     `info` is None while nothing is loaded. `hop` is this stage, and `passes` are checked for it, None: nobody is asked
     for one. The metadata `authorization: Bearer` of a call must hold a pass for the session that `request_id` names.
 
-    Where there is a `secret` of the API, no text is made for who does not know it: it, or a pass, opens what takes a
-    prompt: ForwardPassStream and, on the first stage, ForwardPass. It is never shown to another stage.
+    Where `admission` asks for anything, no text is made for a stranger: API_SECRET, or a pass, opens what takes a
+    prompt: ForwardPassStream and, on the first stage, ForwardPass. The secret is never shown to another stage.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class ForwardRpcs:
         service: Forwards,
         passes: Passes | None,
         speaker: Callable[[], tuple[Generator, Text]],
-        secret: str = "",
+        admission: Admission | None = None,
     ) -> None:
         self._info, self._hop, self._service, self._passes, self._speaker = info, hop, service, passes, speaker
-        self._secret = secret.encode()
+        self._admission = admission or Admission()
         # The pass that opened each session: it is good for that one as long as it is open.
         self._opened_by: OrderedDict[str, str] = OrderedDict()
 
@@ -133,10 +133,10 @@ class ForwardRpcs:
 
         Raises InferenceError unauthenticated: the pass neither opens the session nor has opened it.
         """
-        if self._secret and hmac.compare_digest(session_pass.encode(), self._secret):
+        if self._admission.is_secret(session_pass):
             return ""
         if self._passes is None:
-            if self._secret and (streams or self._hop().start == 0):
+            if self._admission.is_guarded and (streams or self._hop().start == 0):
                 raise InferenceError("unauthenticated", "this worker makes text for who shows its API secret")
             return session_pass
         if not streams and self._service.has(session) and self._opened_by.get(session) == session_pass:
