@@ -7,17 +7,24 @@ when somebody looks, and has no registry of ours before: counting costs a reques
 Source: vLLM, v1/metrics/loggers.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from gpu_worker.core.hardware import Gpu, Machine
 from gpu_worker.inference.text.figures import Histogram
 from gpu_worker.inference.text.service import Service
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-_ENDS = ("stop", "length", "abort", "error")
+# What is told of a request's end, and the ends that are told so: to vLLM a call of a tool is a stop.
+_ENDS = {
+    "stop": ("stop", "tool_calls", "content_filter"),
+    "length": ("length",),
+    "abort": ("abort",),
+    "error": ("error",),
+}
 _LABELS = ("model_name", "engine")
 
 # Name, what it says, the field of `Figures`.
@@ -40,13 +47,31 @@ _HISTOGRAMS = (
 )
 
 
-def metrics_text(service: Service) -> bytes:
-    """Return the metrics; a stage that is not the head has those of its cache alone."""
+def _used(gpu: Gpu) -> float | None:
+    return None if gpu.utilisation is None else gpu.utilisation / 100
+
+
+# Name, what it says, what it is of a GPU; None: that one does not tell.
+_GPUS: tuple[tuple[str, str, Callable[[Gpu], float | None]], ...] = (
+    ("livery_gpu_memory_total_bytes", "Memory of the GPU.", lambda gpu: gpu.vram_total_bytes),
+    ("livery_gpu_memory_free_bytes", "What of it nobody has.", lambda gpu: gpu.vram_free_bytes),
+    ("livery_gpu_temperature_celsius", "Temperature of the GPU.", lambda gpu: gpu.temperature_c),
+    ("livery_gpu_power_watts", "What the GPU draws.", lambda gpu: None if gpu.power_w is None else float(gpu.power_w)),
+    ("livery_gpu_utilization_perc", "Share of the time that it computed lately; 1 is all of it.", _used),
+)
+
+
+def metrics_text(service: Service | None, machine: Machine | None = None) -> bytes:
+    """
+    Return the metrics: of the model that is served, if one is, and of the machine, where it was looked at.
+
+    A stage that is not the head has those of its cache alone.
+    """
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(service))
+    registry.register(_Collector(service, machine))
     text: bytes = generate_latest(registry)
     return text
 
@@ -54,13 +79,18 @@ def metrics_text(service: Service) -> bytes:
 class _Collector:
     """What a registry asks for its metrics; made for one look."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service | None, machine: Machine | None) -> None:
         self._service = service
+        self._machine = machine
 
     def collect(self) -> Iterator["Metric"]:
-        yield from _requests(self._service)
-        yield from _cache(self._service)
-        yield from _pipeline(self._service)
+        if self._service is not None:
+            yield from _requests(self._service)
+            yield from _engine(self._service)
+            yield from _cache(self._service)
+            yield from _pipeline(self._service)
+        if self._machine is not None:
+            yield from _of_machine(self._machine)
 
 
 def _requests(service: Service) -> Iterator["Metric"]:
@@ -70,8 +100,8 @@ def _requests(service: Service) -> Iterator["Metric"]:
     yield _counter("vllm:prompt_tokens", "Tokens of prompts.", figures.prompt_tokens, service)
     yield _counter("vllm:generation_tokens", "Tokens that were made.", figures.tokens, service)
     ended = _family("counter", "vllm:request_success", "Requests that have ended, by how.", "finished_reason")
-    for how in _ENDS:
-        ended.add_metric((*labels, how), figures.ended[how])
+    for how, ends in _ENDS.items():
+        ended.add_metric((*labels, how), sum(figures.ended[end] for end in ends))
     yield ended
     for name, says, field in _HISTOGRAMS:
         histogram: Histogram = getattr(figures, field)
@@ -81,8 +111,40 @@ def _requests(service: Service) -> Iterator["Metric"]:
         yield metric
 
 
+def _engine(service: Service) -> Iterator["Metric"]:
+    """What every engine tells, whichever it is; of whole models their memory besides."""
+    from prometheus_client.core import InfoMetricFamily
+
+    engine, turns = service.engine, service.turns
+    if engine is None:
+        return
+    load, counts = engine.load(), engine.counts
+    kind = InfoMetricFamily("livery_engine", "What computes.", labels=_LABELS)
+    kind.add_metric(_values(service), {"kind": engine.kind})
+    yield kind
+    yield _gauge("vllm:num_requests_running", "Requests in work.", load.running, service)
+    yield _gauge("vllm:num_requests_waiting", "Requests that wait.", turns.waiting + load.waiting, service)
+    if service.place is not None:
+        return
+    if load.cache_max:
+        share = load.cache_used / load.cache_max
+        yield _gauge("vllm:kv_cache_usage_perc", "Share of the KV cache that is used; 1 is all of it.", share, service)
+    yield _counter(
+        "vllm:prefix_cache_queries", "Tokens looked for among known prefixes.", counts.prefix_queries, service
+    )
+    yield _counter("vllm:prefix_cache_hits", "Tokens found there.", counts.prefix_hits, service)
+    yield _gauge("livery_slots", "Answers that are made at once.", turns.slots, service)
+    yield _counter("livery_engine_restarts", "Times that the engine was started again.", counts.restarts, service)
+    yield _gauge(
+        "livery_benchmark_tokens_per_second",
+        "Of one answer, at the start; 0: not measured.",
+        service.tokens_per_s,
+        service,
+    )
+
+
 def _cache(service: Service) -> Iterator["Metric"]:
-    use = service.cache()
+    use = None if service.place is None else service.place.cache()
     if use is None:
         return
     share = use.positions / use.positions_max if use.positions_max else 0.0
@@ -94,12 +156,10 @@ def _cache(service: Service) -> Iterator["Metric"]:
 
 
 def _pipeline(service: Service) -> Iterator["Metric"]:
-    if service.generator is None:
+    status = None if service.place is None else service.place.head()
+    if status is None:
         return
-    status = service.generator.status()
     stats = status.stats
-    yield _gauge("vllm:num_requests_running", "Sessions in work.", stats.running, service)
-    yield _gauge("vllm:num_requests_waiting", "Sessions that wait to be taken in.", stats.waiting, service)
     yield _gauge("livery_micro_batches", "Micro-batches in flight.", status.groups, service)
     yield _gauge("livery_pipeline_stages", "Stages on the route, 0: there is none now.", len(status.hops), service)
     yield _gauge("livery_pipeline_epoch", "Routes so far.", status.epoch, service)
@@ -131,6 +191,21 @@ def _pipeline(service: Service) -> Iterator["Metric"]:
     for index, computed_s in enumerate(status.compute_s):
         compute.add_metric((*_values(service), str(index)), computed_s)
     yield compute
+
+
+def _of_machine(machine: Machine) -> Iterator["Metric"]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    yield GaugeMetricFamily("livery_memory_total_bytes", "Memory of the machine.", machine.ram_total_bytes)
+    yield GaugeMetricFamily("livery_memory_free_bytes", "What of it nobody has.", machine.ram_free_bytes)
+    for name, says, told in _GPUS:
+        metric = GaugeMetricFamily(name, says, labels=("gpu", "name"))
+        for gpu in machine.gpus:
+            value = told(gpu)
+            if value is not None:
+                metric.add_metric((str(gpu.index), gpu.name), value)
+        if metric.samples:
+            yield metric
 
 
 def _values(service: Service) -> tuple[str, ...]:

@@ -37,9 +37,10 @@ class MachineHardware:
 
     async def read(self) -> Machine:
         # Off the event loop: a driver that was asleep takes its time.
-        return await asyncio.to_thread(self._read)
+        return await asyncio.to_thread(self.look)
 
-    def _read(self) -> Machine:
+    def look(self) -> Machine:
+        """The same, for who has no event loop."""
         gpus, problems = self._gpus()
         misfit = torch_problem(gpus, self._torch_version)
         system = self._system()
