@@ -15,7 +15,7 @@ from gpu_worker.core.model import Job, LocalModel
 from gpu_worker.ports import Worker
 from wire import jobs as wire_jobs
 from wire.checkpoint import misfit
-from wire.jobs import Container, FineTune, Params
+from wire.jobs import Container, FineTune, Generate, Params
 
 # What a job may take of the machine's memory where its owner set no limit, so that the machine lives.
 MEMORY_SHARE = 0.9
@@ -52,6 +52,10 @@ async def prepare(worker: Worker, job: Job) -> Work:
         await worker.book.update_job(
             job.job_id, lambda stored: replace(stored, model_hash=spec.model_hash, spec_hash=spec.spec_hash)
         )
+    elif spec.served is not None:
+        now_served = None if worker.answers is None else worker.answers.find(spec.served)
+        if now_served is None or now_served.model_hash != spec.model_hash:
+            raise OwnersFault(f"the model {spec.served}, with which the job began, is not served here any more")
     # The owner may have changed it since the spec was written.
     held = spec.model_copy(update={"vram_bytes_max": worker.limits.vram_max_bytes})
     return Work(spec=held, bounds=bounds_of(worker, job), visible=device.visible)
@@ -77,8 +81,9 @@ async def _spec(worker: Worker, job: Job, device: str, threads: int) -> Spec:
         device=device,
         threads=threads,
         checkpoint_steps=every or worker.settings.checkpoint_steps,
-        model_folder=None if model is None else model.folder,
+        model_folder=None if model is None or model.served else model.folder,
         model_hash=model_hash,
+        served=None if model is None else model.served,
         spec_hash=spec_hash,
         input=found,
         resume_step=None if job.resume is None else job.resume.step,
@@ -106,7 +111,8 @@ def params_of(job: Job) -> Params:
 
 async def model_of(worker: Worker, params: Params) -> LocalModel | None:
     """
-    Return the model that a job of `params` works with, None for a container.
+    Return the model that a job of `params` works with, None for a container; one that generates has one that is served
+    where there is one.
 
     Raises:
         BadInput: it is not here, or is an image that the owner has not named.
@@ -121,9 +127,17 @@ async def model_of(worker: Worker, params: Params) -> LocalModel | None:
     name = params.model or worker.settings.default_model
     if name is None:
         raise BadInput("model_unknown", "the job names no model, and this worker has none of its own to take instead")
+    answers = worker.answers if isinstance(params, Generate) else None
+    if answers is not None and (served := answers.find(name)) is not None:
+        return served
     model = await worker.models.find(name)
+    if model is None and worker.answers is not None and worker.answers.find(name) is not None:
+        raise BadInput("model_unknown", f"the model {name} is served here as it is: jobs can generate with it, no more")
     if model is None:
         raise BadInput("model_unknown", f"there is no model {name} on this machine")
+    if answers is not None:
+        # Served under another name: it is in memory already.
+        return answers.find(name, model.model_hash) or model
     return model
 
 
@@ -143,7 +157,7 @@ def memory_of(worker: Worker, device: Device) -> int:
     machine = worker.now.machine
     if machine is None:
         return ram_bytes(worker)
-    return owner.memory_bytes(*beside(worker.now.slice_room, machine, device), worker.limits)
+    return owner.memory_bytes(*beside(worker.now.model_room, machine, device), worker.limits)
 
 
 def ram_bytes(worker: Worker) -> int:
@@ -155,7 +169,7 @@ def ram_bytes(worker: Worker) -> int:
     total = now.device.memory_bytes if is_device and now.device is not None else 0
     if not is_device and now.machine is not None:
         total = now.machine.ram_total_bytes
-    elif now.slice_room is not None:
+    elif now.model_room is not None:
         # What is served on the machine's own memory has it for itself.
-        total = max(0, total - now.slice_room.weights - now.slice_room.cache)
+        total = max(0, total - now.model_room.weights - now.model_room.cache)
     return int(total * MEMORY_SHARE)

@@ -254,7 +254,8 @@ class WorkerSeller:
         self, request: QuoteRequest, params: Params, device: Device, model: LocalModel | None
     ) -> tuple[int, Decimal | None]:
         """Return the memory that the job needs and how long it takes, None where nobody knows. Raises WorkerError."""
-        if model is None:
+        if model is None or model.served is not None:
+            # What is served is in memory already; how long it takes depends on who else asks it.
             return 0, None
         memory_bytes, speed = memory_of(self._worker, device), self._worker.now.speed
         fits = estimate.look(model.config, params, device.kind, memory_bytes, speed)

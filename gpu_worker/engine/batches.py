@@ -4,8 +4,10 @@ what it would have seen.
 """
 
 import hashlib
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def batch_of(step: int, *, seed: int, size: int, count: int) -> list[int]:
@@ -17,10 +19,12 @@ def batch_of(step: int, *, seed: int, size: int, count: int) -> list[int]:
     return found
 
 
-_orders: dict[tuple[int, int, int], torch.Tensor] = {}
+_orders: dict[tuple[int, int, int], Any] = {}
 
 
-def _order(seed: int, epoch: int, count: int) -> torch.Tensor:
+def _order(seed: int, epoch: int, count: int) -> Any:
+    import torch
+
     key = (seed, epoch, count)
     if key not in _orders:
         _orders.clear()
@@ -34,12 +38,14 @@ def seed_of(seed: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {what}".encode()).digest()[:8]) >> 1
 
 
-def sow(seed: int, what: str, device: torch.device) -> None:
+def sow(seed: int, what: str, device: "torch.device") -> None:
     """
     Let chance begin anew, from the seed of one thing.
 
     Not `torch.manual_seed`: without a GPU it keeps a traceback for the day that one appears, milliseconds a call.
     """
+    import torch
+
     number = seed_of(seed, what)
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":

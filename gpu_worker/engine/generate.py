@@ -1,8 +1,6 @@
 """A completion for every record of a dataset, in its order, a batch at a time."""
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,13 @@ from gpu_worker.core.errors import BadInput
 from gpu_worker.core.folder import Spec
 from gpu_worker.engine.batches import group, groups, sow
 from gpu_worker.engine.chats import asked_ids
-from gpu_worker.engine.checkpoint import Checkpoints, checkpoint_of
+from gpu_worker.engine.checkpoint import Checkpoints
+from gpu_worker.engine.completions import Completions
 from gpu_worker.engine.diary import Diary, Stopped
 from gpu_worker.engine.loading import device_of, load
 from gpu_worker.engine.records import input_records
 from gpu_worker.engine.result import End
 from wire.jobs import Generate
-
-ANSWERS = "completions.jsonl"
 
 
 def generate(spec: Spec, folder: Path, diary: Diary) -> End:
@@ -37,11 +34,10 @@ def generate(spec: Spec, folder: Path, diary: Diary) -> End:
     model.eval()
     records = input_records(spec, folder)
     steps = groups(len(records), params.batch_size)
-    answers = folder / ANSWERS
-    step = _resumed(spec, folder, answers, steps)
+    made = Completions(spec, folder, steps)
     checkpoints = Checkpoints(spec, folder, diary, steps=steps)
-    diary.work(step, steps)
-    for number in range(step, steps):
+    diary.work(made.step, steps)
+    for number in range(made.step, steps):
         sow(params.seed + spec.index, f"batch {number}", device_of(spec))
         asked = records.of(group(number, len(records), params.batch_size))
         said = complete(
@@ -52,23 +48,17 @@ def generate(spec: Spec, folder: Path, diary: Diary) -> End:
             temperature=params.temperature,
             top_p=params.top_p,
         )
-        with answers.open("a", encoding="utf-8") as file:
-            file.writelines(_line(record, text) for record, text in zip(asked, said, strict=True))
-        diary.at(number + 1, tokens=sum(len(tokenizer(text)["input_ids"]) for text in said))
-        is_due, is_asked_to_stop = (number + 1) % spec.checkpoint_steps == 0, diary.should_stop
-        if (is_due or is_asked_to_stop) and number + 1 < steps:
-            checkpoints.save(number + 1, lambda: _writer(answers))
+        made.add(asked, said)
+        diary.at(made.step, tokens=sum(len(tokenizer(text)["input_ids"]) for text in said))
+        is_due, is_asked_to_stop = made.step % spec.checkpoint_steps == 0, diary.should_stop
+        if (is_due or is_asked_to_stop) and made.step < steps:
+            checkpoints.save(made.step, made.writer)
             if is_asked_to_stop:
                 checkpoints.wait()
                 raise Stopped
     checkpoints.wait()
     diary.save()
-    return End(
-        artifact=ANSWERS,
-        write=_writer(answers),
-        final_metrics={"completions": float(len(records))},
-        report={"completions": len(records)},
-    )
+    return made.end(len(records))
 
 
 def complete(
@@ -115,31 +105,3 @@ def complete(
 
 def _until(row: list[int], end: int | None) -> list[int]:
     return row[: row.index(end)] if end in row else row
-
-
-def _line(record: Record, text: str) -> str:
-    known = {"id": record["id"]} if "id" in record else {}
-    return json.dumps({**known, "completion": text}, ensure_ascii=False) + "\n"
-
-
-def _writer(answers: Path) -> Callable[[Path], None]:
-    # Lines are only added, by this thread: so many bytes of them stay what they are.
-    size = answers.stat().st_size
-
-    def write(into: Path) -> None:
-        with answers.open("rb") as source:
-            (into / ANSWERS).write_bytes(source.read(size))
-
-    return write
-
-
-def _resumed(spec: Spec, folder: Path, answers: Path, steps: int) -> int:
-    """Begin the file of answers anew, or with those of the checkpoint; return how many batches are done."""
-    found = checkpoint_of(spec, folder, steps=steps)
-    if found is None:
-        answers.write_bytes(b"")
-        return 0
-    if not (found / ANSWERS).is_file():
-        raise BadInput("checkpoint_mismatch", "the checkpoint has no completions")
-    shutil.copyfile(found / ANSWERS, answers)
-    return spec.resume_step or 0

@@ -1,8 +1,9 @@
 """
-The program of one job: `python -m gpu_worker.engine.job FOLDER`.
+The program of one job: `python -m gpu_worker.engine.job FOLDER [DESCRIPTOR]`.
 
 All it is told stands in the folder's spec, all it tells goes into the folder (`core.folder`). The end of its stdin asks
-it to stop; where it is not gone STOP_S later it ends at once, with the newest checkpoint as it lies.
+it to stop; where it is not gone STOP_S later it ends at once, with the newest checkpoint as it lies. DESCRIPTOR is the
+socket over which it asks a model that its worker serves (`core.asked`).
 """
 
 import errno
@@ -17,9 +18,10 @@ import time
 import traceback
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
-from gpu_worker.core.errors import BadInput, WorkerError
+from gpu_worker.core.errors import BadInput, OwnersFault, WorkerError
 from gpu_worker.core.folder import EXIT_BAD_INPUT, EXIT_COMPLETED, EXIT_STOPPED, LOCK, SPEC, Spec
 from gpu_worker.engine.diary import Diary, Stopped
 from gpu_worker.engine.offline import leave_network
@@ -38,13 +40,14 @@ _WORK = {
     "fine_tune": ("gpu_worker.engine.fine_tune", "fine_tune"),
     "evaluate": ("gpu_worker.engine.evaluate", "evaluate"),
     "generate": ("gpu_worker.engine.generate", "generate"),
+    "asked": ("gpu_worker.engine.generate_asked", "generate_asked"),
     "container": ("gpu_worker.engine.container", "run_container"),
 }
 
 
 def main(words: list[str]) -> int:
-    if len(words) != 1:
-        print("usage: python -m gpu_worker.engine.job FOLDER", file=sys.stderr)
+    if len(words) not in (1, 2):
+        print("usage: python -m gpu_worker.engine.job FOLDER [DESCRIPTOR]", file=sys.stderr)
         return EXIT_USAGE
     folder = Path(words[0]).absolute()
     spec = Spec.from_json((folder / SPEC).read_bytes())
@@ -57,14 +60,14 @@ def main(words: list[str]) -> int:
         return EXIT_STOPPED
     diary = Diary(folder, created_s=_created_s())
     threading.Thread(target=_await_end_of_stdin, args=[diary], daemon=True).start()
-    return run(spec, folder, diary)
+    return run(spec, folder, diary, int(words[1]) if len(words) > 1 else None)
 
 
-def run(spec: Spec, folder: Path, diary: Diary) -> int:
+def run(spec: Spec, folder: Path, diary: Diary, descriptor: int | None = None) -> int:
     """Do the work and tell its end; return how the program is to exit."""
     try:
         with diary.during(f"loading what a {spec.kind} needs"):
-            work = _work_of(spec.kind)
+            work = _work_of(spec, descriptor)
         diary.check()
         end = work(spec, folder, diary)
         state = diary.ended(final_metrics=end.final_metrics, artifact=end.artifact)
@@ -88,11 +91,15 @@ def run(spec: Spec, folder: Path, diary: Diary) -> int:
     return code
 
 
-def _work_of(kind: str) -> Work:
-    """Return what does a job of `kind`; each brings its own libraries, a container none."""
-    module, name = _WORK[kind]
-    work: Work = getattr(importlib.import_module(module), name)
-    return work
+def _work_of(spec: Spec, descriptor: int | None) -> Work:
+    """Return what does the job; each brings its own libraries, a container none. Raises OwnersFault."""
+    module, name = _WORK[spec.kind if spec.served is None else "asked"]
+    work = getattr(importlib.import_module(module), name)
+    if spec.served is None:
+        return work  # type: ignore[no-any-return]
+    if descriptor is None:
+        raise OwnersFault(f"there is nobody here who asks {spec.served}")
+    return partial(work, descriptor=descriptor)
 
 
 def _failed(error: Exception) -> WorkerError:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
-import torch
-
 from gpu_worker.core.dataset import Record, fingerprint, unusable
 from gpu_worker.core.folder import INPUT, Spec
 
@@ -65,6 +63,8 @@ def split(records: Records, share: Decimal, beat: Beat) -> tuple[array, array]: 
     Raises:
         BadInput: there are not two different records.
     """
+    import torch
+
     prints = array("q", (fingerprint(record) for record in records.each(beat)))
     different = torch.unique(torch.frombuffer(prints, dtype=torch.int64))
     if len(different) < 2:

@@ -18,8 +18,6 @@ ROOMS = ("agent", "cashier", "chain", "gpu_worker", "inbound", "outbound", "stor
 VOCABULARY = 258
 PIECE_CHARS = 1_500
 END = "<|end|>"
-# Words with the space before them, runs of signs, runs of spaces: what every engine of regular expressions reads alike.
-WORDS = r" ?\w+| ?[^\w\s]+|\s+"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}" + END + "{% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -73,15 +71,11 @@ def make_model(folder: Path) -> None:
 
 
 def _bpe() -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    # GPT-2's cut of a text into words, which llama.cpp knows too.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,

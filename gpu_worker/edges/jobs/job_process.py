@@ -9,11 +9,12 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gpu_worker.config import program_environment
 from gpu_worker.core import folder as names
@@ -26,6 +27,11 @@ PROGRAM = (sys.executable, "-m", "gpu_worker.engine.job")
 LOOK_WIDE_S = 5.0
 _POLL_S = 0.1
 _SAME_S = 0.05
+
+
+class Answering(Protocol):
+    async def serve(self, job_id: str, model: str, ours: socket.socket) -> None:
+        """Answer a job's program until it goes."""
 
 
 class JobProcess:
@@ -96,6 +102,7 @@ class JobProcesses:
     Args:
         environment: what each is told besides, for tests.
         look_wide_s: between two looks at what a program has started and how much its folder holds.
+        answers: answers the programs that ask a model of this worker's, None: it serves none.
     """
 
     def __init__(
@@ -104,22 +111,47 @@ class JobProcesses:
         *,
         environment: Mapping[str, str] | None = None,
         look_wide_s: float = LOOK_WIDE_S,
+        answers: Answering | None = None,
     ) -> None:
         self._command = (*command,)
         self._environment = environment or {}
         self._look_wide_s = look_wide_s
+        self._answers = answers
+        self._talks: set[asyncio.Task[None]] = set()
 
-    async def start(self, job: Job, folder: Path, *, threads: int, visible: str | None) -> JobProcess:
+    async def start(
+        self, job: Job, folder: Path, *, threads: int, visible: str | None, served: str | None = None
+    ) -> JobProcess:
+        if served is None:
+            return await self._started(folder, threads, visible)
+        if self._answers is None:
+            raise OwnersFault(f"the model {served} is not served here")
+        ours, theirs = socket.socketpair()
+        try:
+            # The only end of it: when the program has gone, whoever serves it hears so.
+            with theirs:
+                process = await self._started(folder, threads, visible, theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        talk = asyncio.create_task(self._answers.serve(job.job_id, served, ours))
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
+        return process
+
+    async def _started(self, folder: Path, threads: int, visible: str | None, *inherited: int) -> JobProcess:
         try:
             with (folder / names.STDERR).open("ab") as said:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     str(folder),
+                    *map(str, inherited),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=said,
                     stderr=said,
                     env=program_environment(threads, visible) | dict(self._environment),
                     start_new_session=True,
+                    pass_fds=inherited,
                 )
         except OSError as error:
             raise OwnersFault(f"the job's program cannot be started: {error.strerror or error}") from error
