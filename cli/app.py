@@ -14,7 +14,9 @@ from cli import (
     demo,
     demo_train,
     hw,
+    keys,
     proto,
+    quant,
     run,
     seed,
     serve,
@@ -23,6 +25,7 @@ from cli import (
     vendors,
     wallet,
     worker,
+    worker_start,
 )
 from livery import __version__
 
@@ -61,8 +64,9 @@ app.command("control-plane", hidden=True)(serve.serve)
 app.command("mock-vendor", hidden=True)(serve.vendor_mock)
 app.command("hw")(hw.hw)
 app.command("stats", hidden=True)(hw.stats)
-for branch in (run.app, worker.app, vendors.app, wallet.app, chain.app, db.app, seed.app, proto.app):
-    app.add_typer(branch)
+app.command("llm-worker", hidden=True)(worker_start.llm_worker)
+for branch in (run, worker, vendors, wallet, chain, db, seed, proto, quant, keys):
+    app.add_typer(branch.app)
 # Its own --help is that of the benchmark, where one is named.
 _BENCH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 app.command("bench", context_settings=_BENCH)(bench.bench)

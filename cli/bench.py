@@ -12,6 +12,7 @@ BENCHES = {
     "decode": "bench.decode.run",
     "import": "bench.import_time",
     "planner": "bench.planner",
+    "serving": "bench.serving.run",
     "worker": "bench.worker",
 }
 
@@ -27,6 +28,8 @@ def bench(
     Import times:    livery bench import
 
     Layer slices:    livery bench decode --scene single --turns 3
+
+    Whole models:    livery bench serving --scene door
 
     What one takes:  livery bench decode --help
     """

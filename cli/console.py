@@ -46,15 +46,15 @@ def words(text: object, style: str = "") -> Text:
     )
 
 
-def fail(message: str, hint: str = "", code: str = "failed", *, as_json: bool = False) -> NoReturn:
-    """Say why and end with exit code 1."""
+def fail(message: str, hint: str = "", code: str = "failed", *, exit_code: int = 1, as_json: bool = False) -> NoReturn:
+    """Say why and end with `exit_code`."""
     if as_json:
         print_json({"code": code, "detail": message, "hint": hint})
     else:
         err.print(Text.assemble(("error ", "bold red"), words(message)))
         if hint:
             err.print(Text.assemble(("hint  ", "dim"), words(hint)))
-    raise typer.Exit(1)
+    raise typer.Exit(exit_code)
 
 
 def run(work: Coroutine[Any, Any, T], *, as_json: bool = False) -> T:

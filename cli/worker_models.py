@@ -22,7 +22,8 @@ def models(as_json: Json = False) -> None:
     """
     List the models on this machine, which jobs may name.
 
-    A model is a folder of its name in LIVERY_WORKER_MODELS, with config.json, tokenizer and safetensors.
+    A model is a folder of its name in LIVERY_WORKER_MODELS, with config.json, tokenizer and safetensors. Jobs that
+    generate may name those, too, which the worker that runs here serves.
     """
     from gpu_worker.core.errors import WorkerError
     from gpu_worker.wiring.machine import open_models
@@ -36,14 +37,14 @@ def models(as_json: Json = False) -> None:
             try:
                 model = await place.find(name)
             except WorkerError as error:
-                found.append({"name": name, "bytes": None, "modelHash": None, "problem": str(error)})
+                found.append(_row(name, problem=str(error)))
                 continue
             if model is not None:
-                found.append({"name": name, "bytes": model.bytes, "modelHash": model.model_hash, "problem": None})
+                found.append(_row(name, model.bytes, model.model_hash))
         return found
 
-    found = run(read(), as_json=as_json)
-    rows = [(one["name"], one["bytes"], one["modelHash"] or one["problem"]) for one in found]
+    found = run(read(), as_json=as_json) + _served(as_json)
+    rows = [(one["name"], one["bytes"], one["modelHash"] or one["problem"] or "") for one in found]
     show(
         found,
         lambda: (
@@ -54,6 +55,24 @@ def models(as_json: Json = False) -> None:
         ),
         as_json=as_json,
     )
+
+
+def _row(name: str, size: int | None = None, model_hash: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"name": name, "bytes": size, "modelHash": model_hash, "problem": None, "served": False, **more}
+
+
+def _served(as_json: bool) -> list[dict[str, Any]]:
+    """Return the whole models that this machine's worker serves, none where none runs."""
+    from cli.worker_owner import NoWorker, asked
+
+    try:
+        found = asked("GET", "/api/v1/status", None, as_json).get("model") or {}
+    except NoWorker:
+        return []
+    return [
+        _row(card["name"], card["bytes"] or None, card["model_hash"] or None, served=True)
+        for card in found.get("models", ())
+    ]
 
 
 def forecast(

@@ -75,7 +75,10 @@ def fetched(method: str, path: str, api_url: str | None, as_json: bool) -> tuple
 def is_near(url: str) -> bool:
     from wire.loopback import is_loopback
 
-    return is_loopback(urlsplit(url).hostname or "")
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:  # it is no address
+        return False
 
 
 def why(
@@ -116,12 +119,14 @@ def earnings(
     as_json: Json = False,
 ) -> None:
     """
-    Show what this machine earned, hour by hour (UTC): what was paid less refunds. The gas of refunds is not counted.
+    Show what this machine earned, hour by hour (UTC): what was paid for jobs less refunds, and what answers cost those
+    who paid for them. The gas of refunds is not counted.
 
     Example: livery worker earnings --csv > earnings.csv
     """
     from gpu_worker.core import earnings as core
     from gpu_worker.earnings import earned
+    from gpu_worker.wiring.paying import open_book as open_credit
     from gpu_worker.wiring.worker import open_book
     from wire.money import to_decimal
 
@@ -133,38 +138,47 @@ def earnings(
 
     async def read() -> Any:
         if not settings.database.exists():
-            return ()
-        book = open_book(settings)
+            return (), []
+        book, cashier = open_book(settings), open_credit(settings)
         try:
-            return await earned(book, since_s)
+            return await earned(book, since_s), await cashier.credit.income(since_s)
         finally:
             await book.close()
+            await cashier.close()
 
-    found = run(read(), as_json=as_json)
+    found, answers = run(read(), as_json=as_json)
     if as_csv:
         out.file.write(core.csv_text(found, asset))
         return
-    whole, hours = core.total(found), core.per_hour(found)
+    whole, hours = core.total(found), core.per_hour(found, answers)
+    kept = sum(one.kept_atomic for one in hours)
     document = {
         "jobs": whole.jobs,
+        "answers": sum(one.answers for one in hours),
         "paid": to_decimal(whole.paid_atomic, asset),
         "refunded": to_decimal(whole.refunded_atomic, asset),
-        "earned": to_decimal(whole.kept_atomic, asset),
+        "earned": to_decimal(kept, asset),
         "workedS": whole.used_s,
         "perHourOfWork": None if whole.per_hour_atomic is None else to_decimal(whole.per_hour_atomic, asset),
         "currency": asset.symbol,
         "hours": [
-            {"hour": core.iso(one.start_s), "jobs": one.jobs, "earned": to_decimal(one.kept_atomic, asset)}
+            {
+                "hour": core.iso(one.start_s),
+                "jobs": one.jobs,
+                "answers": one.answers,
+                "earned": to_decimal(one.kept_atomic, asset),
+            }
             for one in hours
         ],
     }
     rows: list[tuple[object, ...]] = [
-        (core.iso(one.start_s)[:16], one.jobs, to_decimal(one.kept_atomic, asset)) for one in hours
+        (core.iso(one.start_s)[:16], one.jobs, one.answers, to_decimal(one.kept_atomic, asset)) for one in hours
     ]
-    rows.append(("in all", whole.jobs, f"{document['earned']} ({document['perHourOfWork'] or 0} an hour of work)"))
+    of_jobs = f"{document['earned']} (jobs: {document['perHourOfWork'] or 0} an hour of work)"
+    rows.append(("in all", whole.jobs, document["answers"], of_jobs))
     show(
         document,
-        lambda: table(("hour (UTC)", "jobs", asset.symbol), rows) if hours else "nothing was earned yet",
+        lambda: table(("hour (UTC)", "jobs", "answers", asset.symbol), rows) if hours else "nothing was earned yet",
         as_json=as_json,
     )
 

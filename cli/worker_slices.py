@@ -1,10 +1,7 @@
 """`livery worker` where layers of a model are served: what may be typed, and how it is shown."""
 
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from cli.console import err, fail, table, words
 
@@ -15,52 +12,6 @@ if TYPE_CHECKING:
 
 # What a worker tells who is not on its machine.
 _FAR = {"health": "/health", "metrics": "/api/v1/metrics", "pipeline": "/api/v1/pipeline/status"}
-_SLICE, _STAGES = "A model, or layers of one", "Other stages"
-
-
-def _option(*names: str, help: str, panel: str = _SLICE, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
-Model = Annotated[
-    str | None,
-    _option("--model", help="A folder, or a name in the models' folder: served; with --kinds the default of jobs."),
-]
-Layers = Annotated[str | None, _option("--layers", help="The layers that are served, as 0:12; unset: all.")]
-LayerStart = Annotated[int | None, _option("--layer-start", help="The first layer.", hidden=True)]
-LayerEnd = Annotated[int | None, _option("--layer-end", help="The layer behind the last one.", hidden=True)]
-ModelHash = Annotated[str | None, _option("--model-hash", help="The SHA-256 that the model must have.")]
-Dtype = Annotated[str | None, _option("--dtype", help="auto, fp32, bf16 or fp16.")]
-Quant = Annotated[str | None, _option("--quant", help="none, int8 or int4.")]
-BackEnd = Annotated[str | None, _option("--back-end", help="auto, lean or hf.")]
-KvMax = Annotated[int | None, _option("--kv-max-mb", help="Memory for sessions' caches, MiB.")]
-SessionsMax = Annotated[int | None, _option("--sessions-max", help="Sessions at once.")]
-Next = Annotated[
-    str | None,
-    _option("--next", panel=_STAGES, help="The stage behind this one, as host:port; replicas with commas."),
-]
-TopologyFile = Annotated[
-    Path | None, _option("--topology", panel=_STAGES, help="A file that says who serves which layers.")
-]
-GrpcHost = Annotated[str | None, _option("--grpc-host", panel=_STAGES, help="The address to listen at for stages.")]
-GrpcPort = Annotated[
-    int | None,
-    _option("--grpc-port", panel=_STAGES, min=0, max=65_535, help="The port for stages; unset 50051."),
-]
-GrpcEndpoint = Annotated[
-    str | None, _option("--grpc-endpoint", panel=_STAGES, help="The address at which stages reach it, host:port.")
-]
-TlsCert = Annotated[Path | None, _option("--tls-cert", panel=_STAGES, help="The gRPC door's certificate, PEM.")]
-TlsKey = Annotated[Path | None, _option("--tls-key", panel=_STAGES, help="Its key, PEM.")]
-TlsCa = Annotated[
-    Path | None, _option("--tls-ca", panel=_STAGES, help="Whose certificates are asked for, PEM: mutual TLS.")
-]
-WireDtype = Annotated[str | None, _option("--wire-dtype", panel=_STAGES, help="same, bf16 or int8.")]
-Insecure = Annotated[
-    bool | None,
-    _option("--grpc-insecure", panel=_STAGES, help="Let other machines in without TLS and session passes."),
-]
-OracleUrl = Annotated[str | None, _option("--oracle-url", panel=_STAGES, help="A coordinator; it serves alone yet.")]
 
 
 def serving(settings: "WorkerSettings") -> "WorkerSettings":

@@ -1,10 +1,11 @@
-"""`livery worker status --watch`: a worker that serves layers, shown anew each second."""
+"""`livery worker status --watch`: a worker that serves a model, or layers of one, shown anew each second."""
 
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cli import worker_whole
 from cli.console import fail, out, words
 from cli.worker_owner import NoWorker
 from cli.worker_slices import cache_of, counted, kind_of, layers_of, route, state_of
@@ -26,7 +27,8 @@ def watch(ask: Any, interval_s: float = 1.0) -> None:
         with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
             while True:
                 found, now_s = ask(), time.monotonic()
-                tokens = found["slice"]["tokens"] if found.get("slice") else 0
+                served = found.get("slice") or found.get("model")
+                tokens = served["tokens"] if served else 0
                 if before is not None:
                     rates.append((tokens - before[1]) / max(0.001, now_s - before[0]))
                 before = now_s, tokens
@@ -45,16 +47,20 @@ def view(found: dict[str, Any], rates: Sequence[float]) -> Any:
 
     `rates` are the tokens of each of the last seconds, the last one behind.
     """
-    from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-    each = found.get("slice")
+    each, whole = found.get("slice"), found.get("model")
     head = Text.assemble((found["name"], "bold"), "  ", (found["state"], _colour(found["state"])))
-    if each is None:
-        return Panel(words("it serves no layers"), title=head, title_align="left")
     made = Table.grid(padding=(0, 2))
+    if whole:
+        for row in worker_whole.watched(whole, rates, _rates):
+            made.add_row(*row)
+        notes = [words(f"! {note}", "yellow") for note in found["notes"]]
+        return _panel(head, [made, Text(), worker_whole.models(whole), *notes])
+    if not each:
+        return Panel(words("it serves no model"), title=head, title_align="left")
     made.add_row(words("model", "dim"), words(f"{each['model']}{kind_of(each)}"))
     made.add_row(words("layers", "dim"), words(f"{layers_of(each)}, {state_of(each)}"))
     made.add_row(words("sessions", "dim"), _sessions(each))
@@ -70,6 +76,13 @@ def view(found: dict[str, Any], rates: Sequence[float]) -> Any:
     if each.get("route"):
         parts += [Text(), route(each)]
     parts += [words(f"! {note}", "yellow") for note in found["notes"]]
+    return _panel(head, parts)
+
+
+def _panel(head: Any, parts: list[Any]) -> Any:
+    from rich.console import Group
+    from rich.panel import Panel
+
     return Panel(Group(*parts), title=head, title_align="left", subtitle="Ctrl-C leaves", subtitle_align="right")
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 
 from gpu_worker.core import owner
-from gpu_worker.slice_config import SliceSettings, env
+from gpu_worker.model_config import env, words
+from gpu_worker.slice_config import SliceSettings
 from wire.jobs import KINDS
 from wire.money import ASSETS
 
@@ -45,8 +46,8 @@ class WorkerSettings(SliceSettings):
     )
     hub: bool = Field(
         False,
-        description="Whether `livery worker forecast` may fetch a model's config.json from Hugging Face's hub. "
-        "Models themselves are never fetched.",
+        description="Whether models may be fetched from Hugging Face's hub: GGUF files that are to be served, and the "
+        "config.json that `livery worker forecast` reads.",
         **env("HUB"),
     )
     hf_token: SecretStr | None = Field(
@@ -206,13 +207,15 @@ class WorkerSettings(SliceSettings):
 
     @property
     def served_model(self) -> str | None:
-        """The model whose layers are served, None: none."""
-        return self.model or (self.default_model if self.serves_layers else None)
+        """The model that is served first, None: none, or the first that an upstream has."""
+        others = words(self.supported_models)
+        return self.model or (self.default_model if self.serves_model else None) or (others[0] if others else None)
 
     @property
-    def serves_layers(self) -> bool:
-        """Whether layers of a model are to be served; one that an oracle was to lead serves its model alone."""
-        return self.asks_for_layers or (self.oracle_url is not None and self.default_model is not None)
+    def serves_model(self) -> bool:
+        """Whether a model is to be served, or layers of one; who was told of an oracle serves its model alone."""
+        is_led = self.oracle_url is not None and self.default_model is not None
+        return self.asks_for_layers or self.names_engine or is_led
 
     @property
     def port_is_chosen(self) -> bool:

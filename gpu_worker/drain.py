@@ -38,9 +38,9 @@ async def drain(worker: Worker, close: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(limit_s):
             async with asyncio.TaskGroup() as group:
                 group.create_task(_end_all(worker))
-                if now.slice is not None:
+                if now.served is not None:
                     # Streams go on until they have ended or gone elsewhere: the door closes behind them.
-                    group.create_task(now.slice.leave())
+                    group.create_task(now.served.leave())
             await close()
             # A settlement that the door did not wait for may have come all the same.
             await _recover_all(worker)

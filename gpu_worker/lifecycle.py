@@ -61,8 +61,8 @@ async def live(worker: Worker, stop: asyncio.Event) -> Report:
             keepers: list[asyncio.Task[None]] = []
             if await _unless(stop, _rise(worker)):
                 loops = [keep_jobs(worker), worker.tend(), _watch(worker, closing), _fund(worker), _sweep(worker)]
-                if now.slice is not None:
-                    loops.append(now.slice.keep())
+                if now.served is not None:
+                    loops.append(now.served.keep())
                 keepers = [group.create_task(_kept(loop)) for loop in loops]
                 _enter(worker, "online")
                 _tell_offer(worker)
@@ -85,8 +85,8 @@ async def live(worker: Worker, stop: asyncio.Event) -> Report:
         raise
     finally:
         now.state = "gone"
-        if now.slice is not None:
-            await now.slice.close()
+        if now.served is not None:
+            await now.served.close()
         await worker.registry.deregister()
         await worker.close()
 
@@ -114,17 +114,18 @@ async def _rise(worker: Worker) -> None:
         found = await worker.containers.find(memory_bytes=memory, cpus=cpus, job_ids=job_ids)
         if found is not None and settings.is_sold("container"):
             now.container = found.model_copy(update={"visible": now.device.visible})
-    if worker.open_slice is not None:
-        now.slice = await worker.open_slice()
+    if worker.open_model is not None:
+        now.served = await worker.open_model()
         # Warmed up and measured as well: what a pass costs is known when it returns.
-        await now.slice.load()
+        await now.served.load()
     _enter(worker, "measuring")
     if any(settings.is_sold(kind) for kind in WITH_MODEL):
         try:
             now.speed = await worker.measure(now.machine).speed(now.device)
         except WorkerError as error:
             now.notes += (f"how fast this machine is could not be measured: {error}",)
-    now.notes += now.machine.problems + notes_of(worker, await worker.models.names())
+    served = () if worker.answers is None else worker.answers.names()
+    now.notes += now.machine.problems + notes_of(worker, (*await worker.models.names(), *served))
     for note in now.notes:
         _LOG.warning("%s", note)
     now.may_work.set()
@@ -156,7 +157,7 @@ def notes_of(worker: Worker, models: Collection[str]) -> tuple[str, ...]:
     """Return what the owner should know of the settings and of the models that are here, a sentence each."""
     settings, now = worker.settings, worker.now
     notes = []
-    if not listed(settings.kinds) and worker.open_slice is None:
+    if not listed(settings.kinds) and worker.open_model is None:
         notes.append("no kind of job is sold: name some in LIVERY_WORKER_KINDS, such as fine_tune")
     if not models and any(settings.is_sold(kind) for kind in WITH_MODEL):
         notes.append(f"there is no model in {settings.models_folder}: a job names one, and it must be here before")
@@ -185,7 +186,7 @@ async def _funds(worker: Worker) -> None:
             _LOG.warning("the ether of %s is enough for %d refunds", worker.vendor.pay_to, now.refunds)
     now.problem = problem
     # Who serves a model alone sells nothing in any case.
-    if problem != before and (worker.settings.kinds or not worker.settings.serves_layers):
+    if problem != before and (worker.settings.kinds or not worker.settings.serves_model):
         _LOG.warning("nothing is sold: %s" if problem else "it sells again%s", problem or "")
 
 
@@ -261,8 +262,8 @@ async def _gone(worker: Worker, stop: asyncio.Event) -> None:
     now.state = move(now.state, "draining")
 
     async def idle() -> None:
-        if now.slice is not None:
-            await now.slice.leave()
+        if now.served is not None:
+            await now.served.leave()
         while now.jobs or not now.wanted.empty():
             for each in [*now.jobs.values()]:
                 await each.ended.wait()

@@ -14,7 +14,7 @@ from gpu_worker.core.hardware import Device, Machine, Speed
 from gpu_worker.core.inference.room import Room
 from gpu_worker.core.model import Job, LocalModel, Sample
 from gpu_worker.core.owner import Limits, Yield
-from gpu_worker.slice_port import Slice
+from gpu_worker.model_port import Answers, Serving
 from storefront.model import KeptFile, Vendor
 from storefront.ports import Book, Clock
 from wire.checkpoint import Manifest
@@ -60,11 +60,12 @@ class Running(Protocol):
 
 
 class JobPrograms(Protocol):
-    async def start(self, job: Job, folder: Path, *, threads: int, visible: str | None) -> Running:
+    async def start(self, job: Job, folder: Path, *, threads: int, visible: str | None, served: str | None) -> Running:
         """
         Start the program of a folder that has its spec. Raises OwnersFault where it cannot be started.
 
-        `threads` is what it computes with, `visible` the one GPU that it sees, None: all of them.
+        `threads` is what it computes with, `visible` the one GPU that it sees, None: all of them; `served` is the model
+        of this worker's that it asks, None: it has its own.
         """
 
     async def find(self, job: Job, folder: Path) -> Running | None:
@@ -193,6 +194,10 @@ class Door(Protocol):
     @property
     def local_url(self) -> str: ...
 
+    @property
+    def capability_url(self) -> str | None:
+        """Where GPU checks are answered, None while they are not."""
+
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises OwnersFault where the address cannot be served."""
 
@@ -227,8 +232,8 @@ class Now:
     `yielded` is why jobs pause, `problem` the sentence that says why nothing is sold, `refunds` how many refunds the
     ether will do for. `wanted` are the ids of jobs that wait for their supervisor; `may_work` is set while jobs are not
     paused. `leaving` is set by who wants the worker to end once its jobs have; `is_stopping`: they end before their
-    time. `offers` and `quotes` count what was asked, `refusals` are the times and codes of what was not sold. `slice`
-    are the layers that it serves, None where it serves none, or none yet, `slice_room` is what they may take.
+    time. `offers` and `quotes` count what was asked, `refusals` are the times and codes of what was not sold. `served`
+    is the model that it serves, None where it serves none, or none yet, `model_room` is what that may take.
     """
 
     state: WorkerState = "probing"
@@ -237,8 +242,8 @@ class Now:
     device: Device | None = None
     speed: Speed | None = None
     container: ContainerTerms | None = None
-    slice: Slice | None = None
-    slice_room: Room | None = None
+    served: Serving | None = None
+    model_room: Room | None = None
     yielded: Yield | None = None
     problem: str | None = None
     refunds: int | None = None
@@ -278,7 +283,7 @@ class Worker:
     `choose` and `measure` are asked once the machine was read. `gas` returns for how many refunds the native balance
     of the address that is paid will do, None where that is not known. `tend` pays back and calls back, for ever;
     `recover` starts what was paid and not started, and returns how many payments are open still. `local_minute` is
-    since midnight. `open_slice` opens the door for other stages, None where no layers are served.
+    since midnight. `open_model` returns the model that is served, its gRPC door open, `answers` has the whole ones.
     """
 
     settings: WorkerSettings
@@ -304,7 +309,8 @@ class Worker:
     close: Callable[[], Awaitable[None]]
     local_minute: Callable[[], int]
     clock: Clock
-    open_slice: Callable[[], Awaitable[Slice]] | None = None
+    open_model: Callable[[], Awaitable[Serving]] | None = None
+    answers: Answers | None = None
     pace: Pace = field(default_factory=Pace)
 
     @property

@@ -2,31 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from gpu_worker.core.inference.limits import ROWS_MAX
-from inbound.settings import Settings
+from gpu_worker.model_config import ModelSettings, env
 
 DEFAULT_GRPC_PORT = 50051
 _LAYERS = re.compile(r"\d{0,5}:\d{0,5}")
 
 
-def env(name: str, *aliases: str) -> dict[str, Any]:
-    """Return what names a setting in the environment: ours, then what other systems call it."""
-    return {"validation_alias": AliasChoices(f"LIVERY_WORKER_{name}", *aliases)}
-
-
-class SliceSettings(Settings):
+class SliceSettings(ModelSettings):
     """What serves layers of a model. Without a model nothing is loaded and nothing listens for stages."""
 
-    model: str | None = Field(
-        None,
-        description="The model that is served: a folder, or its name in the models' folder. "
-        "Unset: DEFAULT_MODEL's where layers, a topology, a next stage or an oracle is named.",
-        **env("MODEL"),
-    )
     layers: str | None = Field(
         None,
         description="The layers that are served, as `0:12`, 12 not included. Unset: those that the topology gives "
@@ -115,8 +104,8 @@ class SliceSettings(Settings):
     )
     api_secret: SecretStr | None = Field(
         None,
-        description="The bearer that `/v1`, `/api/v1/generate`, `pipeline/status` and `metrics` ask for, and gRPC "
-        "calls with a prompt. Unset: they are open.",
+        description="The bearer that opens every door of inference. Unset: this machine's programs alone are served, "
+        "unless PASS_KEYS or a price is set.",
         **env("API_SECRET", "API_SECRET"),
     )
     cors_origins: str | None = Field(
@@ -159,8 +148,12 @@ class SliceSettings(Settings):
     @property
     def asks_for_layers(self) -> bool:
         """Whether something is set that only a served model needs."""
-        told = (self.model, self.layers_text, self.next, self.topology)
-        return any(value is not None for value in told)
+        return self.model is not None or self.asks_for_layers_alone
+
+    @property
+    def asks_for_layers_alone(self) -> bool:
+        """Whether something is set that only a slice of a model needs."""
+        return any(value is not None for value in (self.layers_text, self.next, self.topology))
 
     @property
     def layers_text(self) -> str | None:

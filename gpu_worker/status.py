@@ -8,6 +8,7 @@ from typing import Any
 from gpu_worker.config import listed
 from gpu_worker.core import pricing
 from gpu_worker.core.model import Job
+from gpu_worker.model_port import Serving
 from gpu_worker.ports import Worker
 from storefront.model import TERMINAL
 from wire.money import to_decimal
@@ -48,6 +49,7 @@ async def status(worker: Worker) -> dict[str, Any]:
         "vendorId": worker.vendor.vendor_id,
         "address": worker.vendor.pay_to if worker.has_key else None,
         "url": worker.door.url,
+        "capabilityUrl": worker.door.capability_url,
         "secretIn": "LIVERY_WORKER_SECRET" if settings.secret else str(settings.secret_file),
         "uptime": uptime_s(worker),
         "kinds": list(listed(settings.kinds)),
@@ -66,7 +68,7 @@ async def status(worker: Worker) -> dict[str, Any]:
         },
         "jobs": [_job(worker, job) for job in sold if job.status not in TERMINAL],
         "jobsMax": settings.jobs_max,
-        "slice": now.slice and now.slice.document(),
+        **_served(now.served),
         "yielded": now.yielded and asdict(now.yielded),
         "problem": now.problem,
         "refunds": now.refunds,
@@ -86,6 +88,11 @@ async def status(worker: Worker) -> dict[str, Any]:
         "earned": to_decimal(earned_atomic(ended), worker.vendor.asset),
         "notes": list(now.notes),
     }
+
+
+def _served(served: Serving | None) -> dict[str, Any]:
+    """Return what is served, layers or whole models."""
+    return {"slice": None, "model": None} | ({} if served is None else {served.key: served.document()})
 
 
 def earned_atomic(ended: list[Job]) -> int:

@@ -45,7 +45,9 @@ async def watch(worker: Worker, job: Job, live: Live, work: Work, pusher: Pusher
     """Start the job's program and return how it ended; what it does meanwhile is told to `live` and to the book."""
     folder = await worker.folders.path(job.job_id)
     offset = await worker.folders.end(job.job_id)
-    running = await worker.programs.start(job, folder, threads=work.spec.threads, visible=work.visible)
+    running = await worker.programs.start(
+        job, folder, threads=work.spec.threads, visible=work.visible, served=work.spec.served
+    )
     exiting = asyncio.ensure_future(running.wait())
     try:
         live.running = running

@@ -9,6 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 ALIVE_S = 10.0
+# Who takes nothing of its answer for so long is gone: what is made for it is given up.
+TAKEN_S = 60.0
 # A comment: clients skip it, and what stands between sees that the answer goes on.
 ALIVE = b": keep-alive\n\n"
 
@@ -44,8 +46,9 @@ class EventStream(Response):
     """
     A text/event-stream that is told as it is made: a comment at once, and again after each silence of `alive_s`.
 
-    A client that goes away cancels `events` at once; one that reads slowly holds up nobody else. `closing` is awaited
-    in the end, however it ends, also where `events` never began.
+    A client that goes away cancels `events` at once; one that reads slowly holds up nobody else, and one that takes
+    nothing for `taken_s` is taken as gone. `closing` is awaited in the end, however it ends, also where `events` never
+    began.
     """
 
     media_type = "text/event-stream"
@@ -57,12 +60,13 @@ class EventStream(Response):
         closing: Callable[[], Awaitable[None]],
         headers: Mapping[str, str] | None = None,
         alive_s: float = ALIVE_S,
+        taken_s: float = TAKEN_S,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._events = events
         self._closing = closing
-        self._alive_s = alive_s
+        self._alive_s, self._taken_s = alive_s, taken_s
         self._told = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,12 +85,20 @@ class EventStream(Response):
         try:
             async for event in self._events:
                 async with turn:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await self._taken(send, event)
                 self._told += 1
         finally:
             living.cancel()
             await asyncio.gather(living, return_exceptions=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _taken(self, send: Send, event: bytes) -> None:
+        """Return once the event is on its way. Raises ClientDisconnect: nothing before it was taken for long."""
+        try:
+            async with asyncio.timeout(self._taken_s):
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        except TimeoutError:
+            raise ClientDisconnect from None
 
     async def _live(self, send: Send, turn: asyncio.Lock) -> None:
         while True:

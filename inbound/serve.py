@@ -5,6 +5,7 @@ SIGTERM and Ctrl-C let the requests in flight finish, then end with exit code 0.
 """
 
 import asyncio
+import ipaddress
 import logging
 import signal
 import socket
@@ -47,6 +48,15 @@ def bound_socket(host: str, port: int, *, chosen: bool) -> socket.socket:
             server.close()
             failure = error
     raise CannotServe(f"{host}:{port} cannot be bound ({failure.strerror}): free it or choose another with --port")
+
+
+def url_of(server: socket.socket) -> str:
+    """Return where programs of this machine reach a listening socket."""
+    host, port = server.getsockname()[:2]
+    # All of this machine's addresses are no address to call.
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(app: "ASGIApp", server: socket.socket, *, name: str, drain_s: int) -> None:

@@ -15,6 +15,7 @@ _FIXTURES = (
     "tests.fixtures.mongod",
     "tests.fixtures.tiny",
     "tests.fixtures.tiny_families",
+    "tests.fixtures.tiny_gguf",
     "tests.fixtures.tiny_words",
     "tests.fixtures.world",
 )

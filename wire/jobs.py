@@ -24,9 +24,12 @@ SLOTS_MAX = 100
 INPUT_PREFIX = "input:"
 
 JobKind = Literal["fine_tune", "evaluate", "generate", "container"]
-# A folder of the worker's, or `owner/name` on a hub; never a path.
+# A folder of the worker's, `owner/name` on a hub, or `name:tag` as Ollama has them; never a path.
 ModelName = Annotated[
-    str, StringConstraints(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")
+    str,
+    StringConstraints(
+        max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(:[A-Za-z0-9._-]+)?$"
+    ),
 ]
 # A URL, or what was uploaded to the run's control plane, by its hash.
 Dataset = Annotated[str, StringConstraints(max_length=2_048, pattern=r"^(https?://\S+|input:[0-9a-f]{64})$")]

@@ -4,10 +4,12 @@ The bodies of the OpenAI API's requests, as its clients send them: chat completi
 What is not known is passed over, and null is the same as absent: clients send fields of other servers. What is known
 is checked, and what would change the answer but is not done here is refused by `refused`, with the field's name.
 
-Source: the openai package's types; fields from `top_k` on are those that vLLM's clients send besides.
+Source: the openai package's types; fields from `top_k` on are those that vLLM's clients send besides, and
+`context_overflow` is ours.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,6 +25,7 @@ MESSAGES_MAX = 10_000
 TOP_LOGPROBS_MAX = 20
 COMPLETION_TOKENS = 16
 MESSAGE_CHARS_MAX = 300
+_NOT_NUMBERS = re.compile(rb"NaN|Infinity")
 
 
 class Refused(NamedTuple):
@@ -66,6 +69,9 @@ Stops = Annotated[
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# What becomes of a chat that is too long.
+Overflow = Literal["error", "drop_oldest", "summarise"]
 
 
 class Choosing(Lenient):
@@ -82,7 +88,7 @@ class Choosing(Lenient):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
     response_format: ResponseFormat | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     min_p: Share | None = None
@@ -128,7 +134,7 @@ class ChatMessage(Lenient):
 
     def for_template(self) -> dict[str, Any]:
         """Return the message as chat templates read it. Templates know no developer: that is their system."""
-        told: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self._text()}
+        told: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(self, name)) is not None:
                 told[name] = value
@@ -143,7 +149,8 @@ class ChatMessage(Lenient):
             ]
         return told
 
-    def _text(self) -> str:
+    @property
+    def text(self) -> str:
         return (
             self.content if isinstance(self.content, str) else "".join(part.text or "" for part in self.content or ())
         )
@@ -168,7 +175,9 @@ class ChatRequest(Choosing):
     functions: Any = None
     audio: Any = None
     modalities: tuple[str, ...] | None = None
+    web_search_options: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
+    context_overflow: Overflow | None = None
 
     @property
     def tokens_max(self) -> int | None:
@@ -200,7 +209,7 @@ class ChatRequest(Choosing):
 
 
 class CompletionRequest(Choosing):
-    prompt: str | tuple[int, ...] | tuple[str, ...] | tuple[tuple[int, ...], ...]
+    prompt: str | tuple[TokenId, ...] | tuple[str, ...] | tuple[tuple[TokenId, ...], ...]
     logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -215,20 +224,30 @@ class CompletionRequest(Choosing):
 
 def read_request(model: type[Any], body: bytes) -> Any | Refused:
     """Return the request of `model` in `body`, or why it is none."""
+    # Only free fields would take them: a schema or a template's option, which no other reader of JSON takes back.
+    if _NOT_NUMBERS.search(body) is not None:
+        try:
+            from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            return _not_json(str(error))
     try:
         request = model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
-            return Refused(f"the body is not JSON: {first['msg']}"[:MESSAGE_CHARS_MAX])
+            return _not_json(first["msg"])
         place = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"]).lstrip(".")
         return Refused(f"{place}: {first['msg']}"[:MESSAGE_CHARS_MAX], str(first["loc"][0]) if first["loc"] else None)
     return refused(request) or request
 
 
-def refused(request: ChatRequest | CompletionRequest) -> Refused | None:
+def _not_json(why: str) -> Refused:
+    return Refused(f"the body is not JSON: {why}"[:MESSAGE_CHARS_MAX])
+
+
+def refused(request: Any) -> Refused | None:
     """Return what of a well-formed request is not done here, None where all is."""
-    rules = (*_ANY, *(_CHAT if isinstance(request, ChatRequest) else _COMPLETION))
+    rules = _RULES.get(type(request), ())
     return next((Refused(message, param) for param, message, applies in rules if applies(request)), None)
 
 
@@ -272,6 +291,7 @@ _CHAT: _Rules = (
     ("messages", "a message of this role needs content", _unsaid),
     ("audio", "answers are text: no audio is made", lambda asked: asked.audio is not None),
     ("modalities", "answers are text alone", lambda asked: bool(set(asked.modalities or ()) - {"text"})),
+    ("web_search_options", "nothing is searched for here", lambda asked: asked.web_search_options is not None),
     ("functions", "functions were replaced by tools", lambda asked: bool(asked.functions)),
     (
         "top_logprobs",
@@ -295,3 +315,4 @@ _COMPLETION: _Rules = (
         lambda asked: bool(asked.echo) and asked.logprobs is not None,
     ),
 )
+_RULES: dict[type[Any], _Rules] = {ChatRequest: (*_ANY, *_CHAT), CompletionRequest: (*_ANY, *_COMPLETION)}

@@ -5,6 +5,7 @@ Source: the openai package's types, to which every one of them validates.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 JsonObject = dict[str, Any]
@@ -25,12 +26,12 @@ class Told(NamedTuple):
 
 
 class Heading(NamedTuple):
-    """What every chunk of an answer says alike. `created` is Unix seconds."""
+    """What every chunk of an answer says alike. `created` is Unix seconds; `fingerprint` None: it has none."""
 
     id: str
     created: int
     model: str
-    fingerprint: str
+    fingerprint: str | None
 
 
 class ToolCall(NamedTuple):
@@ -45,16 +46,25 @@ class ToolCall(NamedTuple):
 
 
 class Usage(NamedTuple):
+    """
+    Tokens; `cached` are those of the prompt that were not computed anew, `reasoning` those of the completion that were
+    thought aloud. `cost` is money, None: nobody pays.
+    """
+
     prompt: int
     completion: int
+    cached: int = 0
+    cost: Decimal | None = None
+    reasoning: int = 0
 
     def body(self) -> JsonObject:
         return {
+            **({} if self.cost is None else {"cost": self.cost}),
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": {"cached_tokens": 0},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         }
 
 
@@ -65,8 +75,11 @@ def chat_answer(
     finish_reason: str,
     usage: Usage,
     calls: Sequence[ToolCall] = (),
+    reasoning: str = "",
 ) -> JsonObject:
     message: JsonObject = {"role": "assistant", "content": text, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = [call.body() for call in calls]
     choice = {"index": 0, "message": message, "logprobs": _chat_logprobs(told), "finish_reason": finish_reason}
@@ -80,11 +93,14 @@ def chat_chunk(
     return {**_begin(heading, "chat.completion.chunk"), "choices": [choice]}
 
 
-def call_chunks(heading: Heading, index: int, call: ToolCall) -> tuple[JsonObject, JsonObject]:
-    """Return the two chunks that tell of a call: what is called, then with what."""
-    begun = {"index": index, **call._replace(arguments="").body()}
-    rest = {"index": index, "function": {"arguments": call.arguments}}
-    return chat_chunk(heading, {"tool_calls": [begun]}), chat_chunk(heading, {"tool_calls": [rest]})
+def call_chunks(heading: Heading, index: int, id: str, name: str, arguments: str) -> tuple[JsonObject, ...]:
+    """Return the chunks of a part of a call: what is called, where it has an `id`, then with what."""
+    deltas: list[JsonObject] = []
+    if id:
+        deltas.append({"index": index, **ToolCall(id, name, "").body()})
+    if arguments:
+        deltas.append({"index": index, "function": {"arguments": arguments}})
+    return tuple(chat_chunk(heading, {"tool_calls": [delta]}) for delta in deltas)
 
 
 def completion(
@@ -100,10 +116,10 @@ def usage_chunk(heading: Heading, kind: str, usage: Usage) -> JsonObject:
     return {**_begin(heading, kind), "choices": [], "usage": usage.body()}
 
 
-def model_object(name: str, created: int, context: int | None) -> JsonObject:
+def model_object(name: str, created: int, context: int | None, **more: Any) -> JsonObject:
     """Return a model; `context` is the length of the longest session, None while it is not known."""
     lengths = {} if context is None else {"max_model_len": context, "context_length": context}
-    return {"id": name, "object": "model", "created": created, "owned_by": "livery", **lengths}
+    return {"id": name, "object": "model", "created": created, "owned_by": "livery", **lengths, **more}
 
 
 def model_list(models: Sequence[JsonObject]) -> JsonObject:

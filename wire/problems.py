@@ -113,6 +113,9 @@ PROBLEMS: dict[str, Problem] = {
         400, "The prompt and the answer are longer than the model's context", "Send less, or ask for fewer tokens."
     ),
     "invalid_argument": Problem(400, "The model cannot do what is asked", "Mend what `detail` names and send again."),
+    "rate_limited": Problem(
+        429, "The free requests of this hour are used up", "Send a key, or ask again after `Retry-After` seconds."
+    ),
     "not_head": Problem(
         409, "This worker serves a later part of the model", "Ask its head, whose address `Location` has."
     ),
@@ -120,6 +123,14 @@ PROBLEMS: dict[str, Problem] = {
     "no_route": Problem(503, "No workers have all of the model's layers now", "Ask again in a moment."),
     "lost_stage": Problem(502, "A worker of the pipeline was lost and nobody took its place", "Ask again."),
     "deadline": Problem(504, "The answer took longer than it may", "Ask again, or for fewer tokens."),
+    # proofs of a machine
+    "cannot_attest": Problem(
+        503,
+        "This worker can prove nothing of itself now",
+        "It needs a key, the extra [worker] and room: see `detail`.",
+    ),
+    "challenge_busy": Problem(503, "Another challenge is open", "Ask again in a minute."),
+    "challenge_unknown": Problem(404, "There is no such challenge", "Begin one with POST /gpu-check/challenges."),
     # the paid door
     "payment_required": Problem(
         402,
@@ -144,6 +155,12 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "refund_too_large": Problem(
         409, "More than was paid cannot be refunded", "Refund at most what is left of the payment."
+    ),
+    "answer_gone": Problem(
+        410, "What this payment bought is not here any more", "What it did not cost is credit. Sign a new payment."
+    ),
+    "credit_too_small": Problem(
+        409, "The credit is smaller than that", "See how much is available with GET /v1/credits, and withdraw that."
     ),
 }
 

@@ -84,7 +84,8 @@ class Spec(Body):
     What the program is to do.
 
     `params` are those of the kind, as a document of `wire.jobs`. `model_folder` is absolute. `resume_step` names the
-    folder in `checkpoints/` to go on from, None begins at step 0.
+    folder in `checkpoints/` to go on from, None begins at step 0. `served` is the model of the worker's own that
+    answers, None: the program loads one itself.
     """
 
     format: Literal[1] = 1
@@ -97,6 +98,7 @@ class Spec(Body):
     checkpoint_steps: int = Field(ge=1)
     model_folder: str | None = None
     model_hash: Sha256 | None = None
+    served: Message | None = None
     spec_hash: Sha256 | None = None
     input: InputFile | None = None
     resume_step: int | None = Field(None, ge=0, le=STEPS_MAX)

@@ -54,10 +54,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalModel:
-    """A model on this machine: `config` is its config.json, `model_hash` covers config, tokenizer and weights."""
+    """
+    A model on this machine: `config` is its config.json, `model_hash` covers config, tokenizer and weights.
+
+    `served` is what the worker's engine calls it where that answers; it has neither folder nor config then, and `bytes`
+    is 0 where nobody knows.
+    """
 
     name: str
     folder: str
     bytes: int
     model_hash: str
     config: Mapping[str, Any]
+    served: str | None = None

@@ -3,7 +3,8 @@ Where a slice stands: the model on this machine, which of its layers, under whic
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.passes import Admission
 from gpu_worker.core.inference.topology import slice_of
 from gpu_worker.core.model import LocalModel
+from gpu_worker.edges.engines.gguf_file import models_in
 from gpu_worker.edges.grpc.tls import Tls, is_loopback, open_to_others
 from gpu_worker.edges.grpc.topology_file import FileTopology, read_topology
 from gpu_worker.edges.machine.models_folder import local_model
@@ -31,7 +33,7 @@ def served(settings: WorkerSettings) -> str:
     """Return the name of the model to serve. Raises OwnersFault: it is said nowhere, or the topology is wrong."""
     name = settings.served_model or (settings.topology and read_topology(settings.topology).model)
     if not name:
-        raise OwnersFault("layers of which model? name it with --model: a folder, or one of `livery worker models`")
+        raise OwnersFault("which model? name it with --model: a folder, a .gguf file, or one of `livery worker models`")
     return name
 
 
@@ -43,11 +45,45 @@ def found_model(settings: WorkerSettings, name: str) -> LocalModel:
         OwnersFault: it is not here.
         BadInput: it is, and cannot be used.
     """
-    places = [Path(name).expanduser(), settings.models_folder / name]
-    folder = next((place for place in places if (place / "config.json").is_file()), None) or _in_hub_cache(name)
+    folder = found_folder(settings, name)
     if folder is None:
-        raise OwnersFault(f"there is no model {name}: it is no folder, and not in {settings.models_folder}")
+        raise OwnersFault(
+            f"there is no model {name}: it is no folder, and not in {settings.models_folder}; one of an Ollama is "
+            "served with --engine ollama"
+        )
     return local_model(folder.resolve(), Path(name).name, settings.folder / "hashes.json")
+
+
+def found_folder(settings: WorkerSettings, name: str) -> Path | None:
+    """Return the folder of a model of safetensors, None where there is none."""
+    places = [Path(name).expanduser(), settings.models_folder / name]
+    with looked_for(name):
+        return next((place for place in places if (place / "config.json").is_file()), None) or _in_hub_cache(name)
+
+
+def gguf_place(settings: WorkerSettings, name: str) -> Path | None:
+    """Return the GGUF file `name`, or the folder that has some, None: there is none. Names of the hub's are folders."""
+    places = (Path(name).expanduser(), settings.models_folder / name, settings.models_folder / f"{name}.gguf")
+    with looked_for(name):
+        for place in places:
+            if (place.is_file() and place.suffix == ".gguf") or (place.is_dir() and models_in(place)):
+                return place
+    return None
+
+
+@contextmanager
+def looked_for(name: str) -> Iterator[None]:
+    """Turn what the disk says to a path that is looked at into the owner's fault."""
+    try:
+        yield
+    except OSError as error:
+        raise OwnersFault(f"{name[:200]} cannot be looked for: {error.strerror}") from None
+
+
+def shown_name(name: str) -> str:
+    """Return what a model is called to those who ask: of a path, the file or the folder."""
+    path = Path(name)
+    return path.name.removesuffix(".gguf") if path.suffix == ".gguf" or path.is_absolute() else name
 
 
 def _in_hub_cache(name: str) -> Path | None:
@@ -55,7 +91,10 @@ def _in_hub_cache(name: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:
+        return None  # no repository can be called so
     return Path(found).parent if isinstance(found, str) else None
 
 

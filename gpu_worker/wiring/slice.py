@@ -15,10 +15,9 @@ from gpu_worker.core.inference.room import Room, free_bytes, room_of, weights_by
 from gpu_worker.core.inference.topology import endpoint_of
 from gpu_worker.core.model import LocalModel
 from gpu_worker.edges.engines.engine_thread import SyncEngine, start_engine
-from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc.grpc_forward import ForwardRpcs, GrpcOnward
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineOptions, PipelineRpcs
 from gpu_worker.edges.grpc.links_grpc import GrpcLinks
-from gpu_worker.edges.grpc.tls import Tls, read_tls
 from gpu_worker.edges.grpc.topology_file import ChainTopology, FileTopology
 from gpu_worker.inference.head.desk import HeadLimits
 from gpu_worker.inference.head.head import Head
@@ -30,9 +29,9 @@ from gpu_worker.inference.stage.pipelines import StageLimits
 from gpu_worker.inference.stage.service import StageService
 from gpu_worker.inference.stage.sessions import Passes
 from gpu_worker.inference.text.service import Service
+from gpu_worker.model_port import Tell
 from gpu_worker.ports import Worker
-from gpu_worker.slice_config import DEFAULT_GRPC_PORT
-from gpu_worker.slice_port import Tell
+from gpu_worker.wiring.door import grpc_tls, open_agent, open_grpc
 from gpu_worker.wiring.place import (
     Address,
     Assignment,
@@ -52,15 +51,7 @@ _MIB = 1024 * 1024
 WIRE = {"same": "same", "bf16": "bfloat16", "int8": "int8"}
 
 
-def open_service(settings: WorkerSettings, address: str) -> Service:
-    """Return what the HTTP doors of the model stand before. Raises OwnersFault: it is not said which model."""
-    name = served(settings)
-    secret = settings.api_secret.get_secret_value() if settings.api_secret else ""
-    origins = listed(settings.cors_origins or "")
-    return Service(model=Path(name).name, secret=secret, origins=origins, address=address)
-
-
-async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
+async def open_slice(worker: Worker, service: Service, tell: Tell) -> Serving:
     """
     Return the worker's slice, its gRPC door open, nothing loaded yet.
 
@@ -75,9 +66,7 @@ async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
     check_hash(model, settings.model_hash)
     check_model(file, model)
     shape = ModelShape.from_config(model.config.get("text_config") or model.config)
-    tls, warnings = read_tls(settings.grpc_tls_cert, settings.grpc_tls_key, settings.grpc_tls_ca)
-    for sentence in warnings:
-        _LOG.warning("%s", sentence)
+    tls = grpc_tls(settings)
     address = Address(settings)
     passes = open_passes(file, model, address)
     must_be_closed(settings, tls, has_passes=passes is not None)
@@ -117,7 +106,7 @@ async def open_serving(worker: Worker, service: Service, tell: Tell) -> Serving:
         drain_s=float(settings.drain_s),
     )
     serving = Serving(parts, tell)
-    door = await _opened(settings, serving, tls, passes)
+    door = await open_grpc(settings, tls, [_pipeline(serving, passes), open_agent(worker, service)])
     address.port = door.port
     serving.door = door
     _LOG.info("stages reach it", extra={"endpoint": address()})
@@ -140,33 +129,12 @@ def head_limits(settings: WorkerSettings) -> HeadLimits:
     )
 
 
-async def _opened(settings: WorkerSettings, serving: Serving, tls: Tls | None, passes: Passes | None) -> GrpcDoor:
-    """Return the gRPC door, open; a default port that is taken is replaced by a free one."""
+def _pipeline(serving: Serving, passes: Passes | None) -> PipelineRpcs:
     service = serving.parts.service
     forward = ForwardRpcs(
-        lambda: serving.loaded_info, lambda: serving.hop, serving, passes, service.speaker, service.secret
+        lambda: serving.loaded_info, lambda: serving.hop, serving, passes, serving.speaker, service.admission
     )
-
-    async def opened(port: int) -> GrpcDoor:
-        options = DoorOptions(
-            host=settings.grpc_host,
-            port=port,
-            tls=tls,
-            insecure=settings.grpc_insecure,
-            address=service.address,
-        )
-        door = GrpcDoor(options, serving.seen, serving, forward)
-        await door.start()
-        return door
-
-    try:
-        return await opened(settings.grpc_port)
-    except OwnersFault:
-        if settings.grpc_port_is_chosen:
-            raise
-    door = await opened(0)
-    _LOG.warning("port %d is taken: stages reach it at port %d", DEFAULT_GRPC_PORT, door.port)
-    return door
+    return PipelineRpcs(serving.seen, serving, forward, PipelineOptions(address=service.address))
 
 
 def loader(worker: Worker, model: LocalModel) -> Loader:
@@ -179,7 +147,7 @@ def loader(worker: Worker, model: LocalModel) -> Loader:
         now.machine = await worker.hardware.read()
         weights = weights_bytes(model.bytes, model.config, layers, settings.dtype, settings.quant)
         cache_max = settings.kv_max_mb and settings.kv_max_mb * _MIB
-        room = now.slice_room = room_of(free_bytes(now.machine, now.device), weights, cache_max)
+        room = now.model_room = room_of(free_bytes(now.machine, now.device), weights, cache_max)
         folder, options = Path(model.folder), engine_options(settings, now.device, model, room)
         is_wanted = True
 

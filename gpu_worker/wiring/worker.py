@@ -1,5 +1,6 @@
 """Joining the worker's parts from its settings. The only file that knows them all."""
 
+import asyncio
 import logging
 import secrets
 import socket
@@ -25,10 +26,11 @@ from gpu_worker.edges.jobs.inputs_http import HttpInputs
 from gpu_worker.edges.jobs.job_folder import DiskFolders
 from gpu_worker.edges.jobs.job_process import JobProcesses
 from gpu_worker.edges.machine.registry_file import FileRegistry
+from gpu_worker.model_port import Serving, Tell
 from gpu_worker.ports import Containers, Hardware, Inputs, JobPrograms, Measure, Models, Now, Pace, Worker
 from gpu_worker.selling import WorkerSeller
-from gpu_worker.slice_port import Slice, Tell
 from gpu_worker.wiring import machine
+from gpu_worker.wiring.capability import open_capability
 from outbound.errors import OutboundError
 from outbound.guard import guard
 from outbound.http import HttpClient
@@ -40,6 +42,8 @@ from storefront.tending import tend
 if TYPE_CHECKING:
     from eth_account.signers.base import BaseAccount
 
+    from gpu_worker.edges.http.paid_door import PaidDoor
+    from gpu_worker.edges.jobs.job_answers import JobAnswers
     from gpu_worker.inference.text.service import Service
 
 _LOG = logging.getLogger("livery.gpu_worker")
@@ -76,21 +80,20 @@ def open_worker(
         tell: told how far the loading of layers is.
 
     Raises:
-        OwnersFault: layers are asked for and it is not said of which model, or the topology is wrong.
+        OwnersFault: it is not said which model is served, or the topology is wrong.
         KeystoreError: the key cannot be read.
         ValueError: a limit is none.
     """
-    for sentence in machine.loose_files(settings):
-        _LOG.warning("%s", sentence)
-    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _look_at_folder(settings)
     account = account_of(settings)
     vendor = _vendor(settings, account)
     strangers = http or HttpClient(guard=guard(allow_private=settings.allow_private_urls))
     ours = http or HttpClient()
     book = open_jobs(settings.database)
     door = HttpDoor(settings, server)
-    service, open_slice = _slice(settings, account, lambda: worker, tell)
-
+    cashier = _cashier(settings, account, ours, clock)
+    service, opened, paid = _model(settings, vendor, cashier, lambda: worker, tell)
+    answers = None if service is None else _answers(service)
     worker = Worker(
         settings=settings,
         vendor=vendor,
@@ -99,7 +102,7 @@ def open_worker(
         now=Now(),
         book=book,
         folders=DiskFolders(settings.folder / "jobs"),
-        programs=programs or JobProcesses(),
+        programs=programs or JobProcesses(answers=answers),
         containers=containers or CliContainers(),
         checkpoints=HttpCheckpoints(strangers),
         inputs=inputs or _inputs(settings, strangers),
@@ -110,30 +113,60 @@ def open_worker(
         registry=FileRegistry(settings.folder),
         door=door,
         gas=_gas(Rpc(settings.rpc_url, ours), vendor),
-        tend=lambda: tend(shop, strangers, look_s=LOOK_S),
+        tend=lambda: _tend(shop, strangers, paid),
         recover=lambda: shop.recover(),
-        close=lambda: shop.close(),
+        close=lambda: _close(shop, service),
         local_minute=_local_minute,
         clock=clock,
         pace=pace or Pace(),
-        open_slice=open_slice,
+        open_model=opened,
+        answers=answers,
     )
-    shop: Shop[Job] = Shop(WorkerSeller(worker), _cashier(settings, account, ours, clock), book, clock)
-    door.open(worker, shop, service)
+    shop: Shop[Job] = Shop(WorkerSeller(worker), cashier, book, clock)
+    door.open(worker, shop, service, paid, open_capability(worker, service, account))
     return worker
 
 
-def _slice(
-    settings: WorkerSettings, account: "BaseAccount | None", worker: Callable[[], Worker], tell: Tell | None
-) -> "tuple[Service | None, Callable[[], Awaitable[Slice]] | None]":
-    """Return what serves layers of a model, and what opens it; None and None where none are served."""
-    if not settings.serves_layers:
-        return None, None
-    # gRPC and its kind are loaded for this alone: who only sells jobs stays light.
-    from gpu_worker.wiring.slice import open_service, open_serving
+async def _close(shop: Shop[Job], service: "Service | None") -> None:
+    await shop.close()
+    if service is not None:
+        await service.admission.close()
 
-    service = open_service(settings, "" if account is None else str(account.address))
-    return service, lambda: open_serving(worker(), service, tell or (lambda what, done, total: None))
+
+def _look_at_folder(settings: WorkerSettings) -> None:
+    """Make the worker's folder, and warn of files in it that others may read."""
+    for sentence in machine.loose_files(settings):
+        _LOG.warning("%s", sentence)
+    settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _model(
+    settings: WorkerSettings, vendor: Vendor, cashier: Cashier, worker: Callable[[], Worker], tell: Tell | None
+) -> "tuple[Service | None, Callable[[], Awaitable[Serving]] | None, PaidDoor | None]":
+    """Return what serves a model, what opens it, and what takes payments for its answers, each None where none does."""
+    if not settings.serves_model:
+        return None, None, None
+    # gRPC and its kind are loaded for this alone: who only sells jobs stays light.
+    from gpu_worker.wiring.model import open_model, open_service
+    from gpu_worker.wiring.paying import open_paid
+
+    service = open_service(settings, "" if vendor.pay_to == NOBODY else vendor.pay_to, cashier)
+    paid = open_paid(settings, service, cashier, vendor.pay_to)
+    return service, lambda: open_model(worker(), service, tell or (lambda what, done, total: None)), paid
+
+
+def _answers(service: "Service") -> "JobAnswers":
+    from gpu_worker.edges.jobs.job_answers import JobAnswers
+
+    return JobAnswers(service)
+
+
+async def _tend(shop: Shop[Job], strangers: HttpClient, paid: "PaidDoor | None") -> None:
+    """Pay back and call back what jobs and answers leave over, for ever."""
+    async with asyncio.TaskGroup() as loops:
+        loops.create_task(tend(shop, strangers, look_s=LOOK_S))
+        if paid is not None:
+            loops.create_task(paid.keep())
 
 
 def _vendor(settings: WorkerSettings, account: "BaseAccount | None") -> Vendor:

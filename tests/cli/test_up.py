@@ -126,7 +126,7 @@ def test_make_demo_installs_nothing_that_trains_and_make_demo_train_does(tmp_pat
 
     assert "'.[dev]'" in would_do("demo")
     assert "worker" not in would_do("demo")
-    assert "'.[dev,worker]'" in would_do("demo-train")
+    assert "'.[dev,worker,gguf]'" in would_do("demo-train")
 
 
 def vendors(livery: Livery, data: Path) -> list[str]:

@@ -279,7 +279,7 @@ def test_two_workers_of_one_folder_are_one_too_many(owner: Livery, worker: Worke
         (("--layer-start", "3"), "LAYER_START and LAYER_END come together"),
         (("--layer-end", "3"), "LAYER_START and LAYER_END come together"),
         (("--layers", "first"), "write layers as 0:12, 12 not included"),
-        (("--layers", "0:4"), "layers of which model?"),
+        (("--layers", "0:4"), "which model?"),
         (("--topology", "/no/such/file"), "the topology /no/such/file cannot be read"),
         (("--next", "127.0.0.1:1", "--topology", "who.toml"), "NEXT and TOPOLOGY are two ways"),
         (("--tls-cert", "cert.pem"), "GRPC_TLS_CERT and GRPC_TLS_KEY come together"),

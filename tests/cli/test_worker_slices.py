@@ -106,7 +106,7 @@ def test_the_view_has_tokens_a_second_and_how_full_the_cache_is() -> None:
     assert "tokens/s" not in said
     queued = shown(worker_watch.view({**STATUS, "slice": {**SLICE, "waiting": 2, "failovers": 1}}, []))
     assert "3 open, 2 waiting, stages lost so far: 1" in queued
-    assert "serves no layers" in shown(worker_watch.view({**STATUS, "slice": None}, []))
+    assert "serves no model" in shown(worker_watch.view({**STATUS, "slice": None}, []))
 
 
 def test_who_watches_is_told_that_the_worker_is_gone(capsys: pytest.CaptureFixture[str]) -> None:

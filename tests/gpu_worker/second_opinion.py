@@ -108,16 +108,20 @@ def write_safetensors(tensors: Tensors, path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
+# GPT-2's, as Python's own expressions have it: letters, numbers, other signs, each with the space before them.
+WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+
+
 def tokenizer(document: dict[str, Any]) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str]]:
-    """Return a byte-level BPE by its tokenizer.json, both ways: words by its own expression, then merges by rank."""
+    """Return a byte-level BPE by its tokenizer.json, both ways: GPT-2's words, then merges by rank."""
     vocabulary = document["model"]["vocab"]
     ranks = {tuple(pair): rank for rank, pair in enumerate(document["model"]["merges"])}
-    words = re.compile(document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"])
+    assert document["pre_tokenizer"]["use_regex"]
     signs = byte_signs()
 
     def encode(text: str) -> list[int]:
         ids = []
-        for word in words.findall(text):
+        for word in WORDS.findall(text):
             parts = [signs[byte] for byte in word.encode()]
             while len(parts) > 1:
                 pairs = [*pairwise(parts)]

@@ -41,7 +41,7 @@ async def test_what_the_model_has_is_not_sold_and_a_quote_says_what_is_missing(p
         worker = place.worker
         assert worker is not None
         assert worker.now.device is not None
-        room = worker.now.slice_room
+        room = worker.now.model_room
         assert room is not None
         refused = await buyer.post("/quote", buyer.asked("1", 20))
         left = memory_of(worker, worker.now.device)

@@ -166,6 +166,7 @@ class Place:
         self.hosts.serve("store", self.store.app)
         self.hardware = FixedHardware()
         self.script_path = folder / "script.json"
+        self.has_own_programs = False  # jobs are done, not played
         self.worker: Worker | None = None
         self.report: Report | None = None
         self.stop = asyncio.Event()
@@ -191,6 +192,7 @@ class Place:
             "allow_private_urls": True,
             "price_per_hour": Decimal(1),
             "port": 0,
+            "capability_port": 0,
             "drain_s": 20,
             **more,
         }
@@ -230,7 +232,7 @@ class Place:
         return open_worker(
             self.settings(**settings),
             hardware=self.hardware,
-            programs=programs or scripted_programs(self.script_path),
+            programs=programs or (None if self.has_own_programs else scripted_programs(self.script_path)),
             containers=containers,
             measure=FixedSpeed(),
             http=HttpClient(self.hosts),

@@ -27,13 +27,23 @@ ADDRESSES = re.compile(
 EVASIONS = re.compile(
     r"pytest\.sk" r"ip|mark\.sk" r"ip|\bxf" r"ail\(|unittest\.mo" r"ck|monkeypatch\.set" r"attr\((?!sys,)"
 )
-ENTRY_POINTS = {"api.aws", "cli.app", "docs.generate"}
+# The last three are for other people's programs.
+ENTRY_POINTS = {
+    "api.aws",
+    "cli.app",
+    "docs.generate",
+    "gpu_worker.model_manager",
+    "gpu_worker.quantization",
+    "gpu_worker.stats_collector",
+}
 PURE = ("wire", "agent/core", "cashier/core", "gpu_worker/core", "reputation")
 CLOCKS = {"now", "utcnow", "today"}
 
 
 def test_files_fit_in_one_reading() -> None:
-    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in source_files()}
+    # What a compiler wrote is read by nobody.
+    written = [path for path in source_files() if "_pb2" not in path.name]
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in written}
     assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES_MAX} == {}
 
 

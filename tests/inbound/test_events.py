@@ -91,6 +91,23 @@ async def test_a_client_that_leaves_ends_the_making_at_once() -> None:
     assert connection.body == [ALIVE, b"a"]
 
 
+class Deaf(Connection):
+    """A client that stays and takes nothing after the beginning."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if len(self.sent) > 2:
+            await asyncio.Event().wait()
+
+
+async def test_a_client_that_takes_nothing_is_given_up() -> None:
+    told, connection = Told(b"data: 1\n\n", b"data: 2\n\n"), Deaf()
+    stream = EventStream(aiter(told), closing=told.close, taken_s=0.05)
+    async with asyncio.timeout(10):
+        await stream({"type": "http"}, connection.receive, connection.send)
+    assert (told.closed, connection.body) == (1, [ALIVE, b"data: 1\n\n"])
+
+
 async def test_what_never_began_is_closed_as_well() -> None:
     told, connection = Told(b"a"), Connection()
 

@@ -1,9 +1,9 @@
-"""The requests of both HTTP APIs, as the sampler reads them. A 0 that was sent is a 0, and no default."""
+"""The requests of the HTTP APIs, as the sampler reads them. A 0 that was sent is a 0, and no default."""
 
 from typing import TypeVar
 
 from gpu_worker.core.inference.sampling import Sampling
-from wire.generate import GenerateParameters
+from wire.generate import GenerateRequest
 from wire.openai import ChatRequest, CompletionRequest
 
 _SEEDS = 2**64
@@ -30,16 +30,25 @@ def openai_sampling(request: ChatRequest | CompletionRequest, eos: tuple[int, ..
     )
 
 
-def generate_sampling(asked: GenerateParameters, eos: tuple[int, ...], drawn_seed: int) -> Sampling:
-    """Return how a request of `/api/v1/generate` wants its tokens; without sampling the likeliest is taken."""
-    return Sampling(
-        temperature=asked.temperature if asked.do_sample else 0.0,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
-        repetition_penalty=asked.repetition_penalty,
-        seed=drawn_seed if asked.seed is None else asked.seed,
-        eos=eos,
+def as_completion(asked: GenerateRequest) -> tuple[CompletionRequest, int]:
+    """
+    Return a request of `/api/v1/generate` as a completion, and how many tokens follow where it names no limit.
+
+    Without sampling the likeliest token is taken.
+    """
+    told = asked.parameters
+    request = CompletionRequest(
+        prompt=asked.inputs,
+        stream=asked.stream,
+        max_tokens=told.max_new_tokens if "max_new_tokens" in told.model_fields_set else None,
+        temperature=told.temperature if told.do_sample else 0.0,
+        top_p=told.top_p,
+        top_k=told.top_k,
+        repetition_penalty=told.repetition_penalty,
+        seed=told.seed,
+        stop=told.stop,
     )
+    return request, told.max_new_tokens
 
 
 def _or(value: T | None, default: T) -> T:

@@ -11,13 +11,13 @@ import orjson
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from gpu_worker.core.inference.asking import generate_sampling
+from gpu_worker.core.inference.asking import as_completion
+from gpu_worker.core.inference.callers import Refusal, Use
 from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.edges.bearer import bearer_fault, page_fault
+from gpu_worker.edges.http.admission import http_visit, page_fault, problem_refusal
 from gpu_worker.edges.http.metrics import metrics_text
 from gpu_worker.edges.http.openai_errors import failed
-from gpu_worker.inference.text.generation import Ask, Generation, begin
-from gpu_worker.inference.text.prompts import encoded
+from gpu_worker.inference.text.answering import Metered, begin
 from gpu_worker.inference.text.report import metrics_reply, pipeline_status
 from gpu_worker.inference.text.service import NotHead, Service
 from inbound.events import EventStream, while_connected
@@ -32,20 +32,19 @@ _SAID = "the server failed; its log says why"
 
 
 class _Route(ExactRoute):
-    """A route behind the bearer secret, before a body is read; its refusals are the same in any application."""
+    """A route behind admission, before a body is read; its refusals are the same in any application."""
 
     def get_route_handler(self) -> Any:
         handle = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
-            fault = bearer_fault(request.scope["headers"], _service(request).secret)
-            if fault == "missing":
-                problem = problem_document("unauthorized", "no bearer secret was sent")
-                return ProblemReply(problem, {"www-authenticate": "Bearer"})
-            if fault == "wrong":
-                return ProblemReply(problem_document("forbidden", "the bearer secret is another one"))
-            if (foreign := page_fault(request.scope, _service(request).secret)) is not None:
+            use: Use = "infer" if request.method == "POST" else "own"
+            found = await _service(request).admission.admit(http_visit(request.scope), use)
+            if isinstance(found, Refusal):
+                return problem_refusal(found)
+            if (foreign := page_fault(request.scope, found)) is not None:
                 return ProblemReply(problem_document(*foreign))
+            request.state.caller = found
             try:
                 return await handle(request)
             except InferenceError as error:
@@ -69,35 +68,18 @@ free = APIRouter(include_in_schema=False)
 async def generate(request: Request, service: TheService, body: GenerateRequest) -> Response:
     """Continue a text; with `stream` as Server-Sent Events, a token's text each, then `[DONE]`."""
     began_s = service.monotonic()
-    generator, text = service.speaker()
-    asked = body.parameters
-
-    async def start() -> Generation:
-        prompt = await encoded(text, body.inputs, generator.info.context)
-        sampling = generate_sampling(asked, text.eos, service.new_seed())
-        limit = asked.max_new_tokens
-        is_chosen = "max_new_tokens" in asked.model_fields_set
-        return await begin(
-            service,
-            Ask(
-                prompt=prompt,
-                tokens_max=limit if is_chosen else None,
-                sampling=sampling,
-                stops=asked.stop,
-                tokens_usual=limit,
-            ),
-        )
-
-    generation = await while_connected(request.receive, start())
+    service.answering()
+    asked, usual = as_completion(body)
+    answer = await while_connected(request.receive, begin(service, asked, request.state.caller, usual))
     if body.stream:
-        return EventStream(_events(request, generation), closing=generation.close)
+        return EventStream(_events(request, answer), closing=answer.close)
     try:
-        words = await while_connected(request.receive, _gathered(generation))
+        words = await while_connected(request.receive, _gathered(answer))
     finally:
-        await generation.close()
+        await answer.close()
     reply = GenerateReply(
         generated_text=words,
-        num_tokens=generation.tokens,
+        num_tokens=answer.tokens,
         latency_ms=round((service.monotonic() - began_s) * 1_000, 3),
     )
     return _json(reply.model_dump())
@@ -116,9 +98,11 @@ async def metrics(service: TheService) -> Response:
 
 
 @closed.get("/metrics")
-async def prometheus(service: TheService) -> Response:
+async def prometheus(request: Request, service: TheService) -> Response:
     """The same and more, for Prometheus."""
-    return Response(metrics_text(service), media_type=PROMETHEUS_KIND)
+    capability = getattr(request.app.state, "capability", None)
+    machine = None if capability is None else await capability.machine()
+    return Response(metrics_text(service, machine), media_type=PROMETHEUS_KIND)
 
 
 @free.get("/readyz")
@@ -131,14 +115,14 @@ async def ready(request: Request) -> Response:
     return _json({"status": status}, 503, {"retry-after": str(RETRY_AFTER_S)})
 
 
-async def _gathered(generation: Generation) -> str:
-    return "".join([piece.text async for piece in generation.pieces()])
+async def _gathered(answer: Metered) -> str:
+    return "".join([piece.text async for piece in answer.pieces()])
 
 
-async def _events(request: Request, generation: Generation) -> AsyncIterator[bytes]:
+async def _events(request: Request, answer: Metered) -> AsyncIterator[bytes]:
     """Yield the text as events; one that breaks off ends with an error, and without [DONE]."""
     try:
-        async for piece in generation.pieces():
+        async for piece in answer.pieces():
             if piece.text:
                 yield _event({"token": piece.text})
         yield _DONE
@@ -154,7 +138,9 @@ def _event(body: dict[str, str]) -> bytes:
 
 
 def _refusal(request: Request, error: InferenceError) -> Response:
-    code = error.code if error.code in PROBLEMS else "internal"
+    # Who has shown a pass that is used up has shown a wrong one.
+    code = {"unauthenticated": "forbidden"}.get(error.code, error.code)
+    code = code if code in PROBLEMS else "internal"
     retry = RETRY_AFTER_S if PROBLEMS[code].status == 503 else None
     headers = {}
     if isinstance(error, NotHead) and error.url:

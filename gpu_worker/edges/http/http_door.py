@@ -1,7 +1,6 @@
 """The worker's HTTP door: the vendor API for buyers, and `/api/v1` for the owner's own programs on this machine."""
 
 import asyncio
-import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,20 @@ from gpu_worker.config import WorkerSettings
 from gpu_worker.core.errors import OwnersFault, WorkerError
 from gpu_worker.core.model import Job
 from gpu_worker.drain import begin_drain
+from gpu_worker.edges.http.capability_door import CapabilityDoor, include_capability, problem_of
 from gpu_worker.ports import Worker
 from gpu_worker.status import health, status
-from inbound.serve import CannotServe, bound_socket, serve_until
+from inbound.serve import CannotServe, bound_socket, serve_until, url_of
 from inbound.stranger import is_near, stranger
 from inbound.web import JsonReply, ProblemReply
 from storefront.door import create_vendor_app
 from storefront.shop import Shop
 from wire.generate import PROMPT_BODY_BYTES_MAX, PROMPT_PATH
-from wire.problems import PROBLEMS, ProblemDocument, problem_document
+from wire.problems import problem_document
 
 if TYPE_CHECKING:
+    from gpu_worker.capability import Capability
+    from gpu_worker.edges.http.paid_door import PaidDoor
     from gpu_worker.inference.text.service import Service
 
 # What requests in flight have once the door closes.
@@ -62,11 +64,6 @@ def _refused(request: Request) -> Response | None:
     return None if refusal is None else ProblemReply(problem_document(*refusal))
 
 
-def problem_of(error: WorkerError) -> ProblemDocument:
-    code = error.code if error.code in PROBLEMS else "internal"
-    return problem_document(code, str(error), 1 if error.retryable else None)
-
-
 class HttpDoor:
     """Implements `gpu_worker.ports.Door`. A socket that is not given is bound when it is first needed."""
 
@@ -75,9 +72,23 @@ class HttpDoor:
         self._server = server
         self._local_url: str | None = None
         self._app: FastAPI | None = None
+        self._beside: CapabilityDoor | None = None
 
-    def open(self, worker: Worker, shop: Shop[Job], service: "Service | None" = None) -> None:
-        """Make the application; until then nothing is served. `service` is the model that it serves, if any."""
+    def open(
+        self,
+        worker: Worker,
+        shop: Shop[Job],
+        service: "Service | None" = None,
+        paid: "PaidDoor | None" = None,
+        capability: "Capability | None" = None,
+    ) -> None:
+        """
+        Make the application; until then nothing is served.
+
+        Args:
+            service: the model that it serves, if any. `paid` sells its answers.
+            capability: what is told to GPU checks, here and at a port of its own.
+        """
         self._app = create_vendor_app(
             shop,
             title="Livery worker",
@@ -90,7 +101,10 @@ class HttpDoor:
         if service is not None:
             from gpu_worker.edges.http.inference_doors import include_inference
 
-            include_inference(self._app, service)
+            include_inference(self._app, service, paid)
+        if capability is not None:
+            include_capability(self._app, capability)
+            self._beside = CapabilityDoor(self._settings, capability, lambda: self.app.state.health())
 
     @property
     def app(self) -> Any:
@@ -104,14 +118,26 @@ class HttpDoor:
     @property
     def local_url(self) -> str:
         if self._local_url is None:
-            host, port = self._bound().getsockname()[:2]
-            # All of this machine's addresses are no address to call.
-            if ipaddress.ip_address(host).is_unspecified:
-                host = "::1" if ":" in host else "127.0.0.1"
-            self._local_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            self._local_url = url_of(self._bound())
         return self._local_url
 
+    @property
+    def capability_url(self) -> str | None:
+        return self._beside.url if self._beside is not None and self._beside.is_bound else None
+
     async def serve(self, stop: asyncio.Event) -> None:
+        doors = [asyncio.create_task(self._serve(stop))]
+        if self._beside is not None:
+            doors.append(asyncio.create_task(self._beside.serve(stop)))
+        try:
+            await asyncio.gather(*doors)
+        finally:
+            # Where one of them cannot be served, neither is.
+            for door in doors:
+                door.cancel()
+            await asyncio.gather(*doors, return_exceptions=True)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
         try:
             await serve_until(self.app, self._bound(), stop, name="worker", drain_s=CLOSING_S)
         except CannotServe as error:

@@ -1,14 +1,13 @@
 """
-The OpenAI API over the model that this worker serves: chat completions, completions, models.
+The OpenAI API over the models that this worker serves: chat completions, completions, embeddings, models.
 
 The paths are there with and without /v1 in front. Every answer of them, also the framework's own refusals, has
 OpenAI's bodies.
 """
 
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -17,34 +16,63 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gpu_worker.core.inference.asking import openai_sampling
-from gpu_worker.core.inference.calls import FORCED, CallFinder, Format, format_of
+from gpu_worker.core.inference.callers import Caller, Refusal
 from gpu_worker.core.inference.codes import InferenceError
+from gpu_worker.edges.http import credits_door
 from gpu_worker.edges.http import openai_errors as errors
-from gpu_worker.edges.http.openai_gate import Gate
+from gpu_worker.edges.http.openai_body import read_body
+from gpu_worker.edges.http.openai_gate import Gate, caller_of
 from gpu_worker.edges.http.openai_shapes import ChatShape, CompletionShape, Shape
-from gpu_worker.inference.ports import Text
-from gpu_worker.inference.text.generation import Ask, Generation, Piece, begin
-from gpu_worker.inference.text.prompts import chat_prompt, decoded, text_prompt
+from gpu_worker.edges.http.paid_door import PaidDoor
+from gpu_worker.inference.text.answering import Metered, begin
+from gpu_worker.inference.text.embedding import embed
+from gpu_worker.inference.text.engine import ModelCard, Piece
 from gpu_worker.inference.text.service import Service
 from inbound.events import EventStream, while_connected
 from wire import openai_answers as answers
-from wire.generate import PROMPT_BODY_BYTES_MAX
-from wire.openai import COMPLETION_TOKENS, ChatRequest, Choosing, CompletionRequest, Refused, read_request
+from wire.lenient import Lenient
+from wire.openai import COMPLETION_TOKENS, ChatRequest, CompletionRequest, Refused, read_request
+from wire.openai_embeddings import EmbeddingsRequest, embeddings_answer
 
+# What a web page's program may read of an answer's headers.
+EXPOSED = (
+    "x-request-id",
+    "openai-processing-ms",
+    "x-gpu-weights-hash",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "payment-required",
+    "payment-response",
+    "x-payment-response",
+    "payment-receipt",
+    "www-authenticate",
+)
 _DONE = b"data: [DONE]\n\n"
 
 
-def openai_app(service: Service) -> ASGIApp:
-    """Return the application of these paths, `openai_gate.OpenAiPaths` tells which they are."""
+def openai_app(service: Service, paid: PaidDoor | None = None) -> ASGIApp:
+    """
+    Return the application of these paths, `openai_gate.OpenAiPaths` tells which they are.
+
+    Args:
+        paid: sells answers to who has no key, None: nothing is sold.
+    """
     routes = (
         ("/chat/completions", chat_completions, "POST"),
         ("/completions", completions, "POST"),
+        ("/embeddings", embeddings, "POST"),
         ("/models", models, "GET"),
         ("/models/{name:path}", model, "GET"),
     )
     app = Starlette(
-        routes=[Route(f"{v1}{path}", do, methods=[method]) for v1 in ("/v1", "") for path, do, method in routes],
+        routes=[
+            *(Route(f"{v1}{path}", do, methods=[method]) for v1 in ("/v1", "") for path, do, method in routes),
+            *([] if paid is None else credits_door.routes()),
+        ],
         exception_handlers={
             InferenceError: errors.refuse_inference,
             errors.RefusedRequest: errors.refuse_request,
@@ -53,7 +81,7 @@ def openai_app(service: Service) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    app.state.service = service
+    app.state.service, app.state.paid = service, paid
     gate = Gate(app, service)
     if not service.origins:
         return gate
@@ -62,152 +90,126 @@ def openai_app(service: Service) -> ASGIApp:
         allow_origins=service.origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
-        expose_headers=("x-request-id", "openai-processing-ms", "x-gpu-weights-hash", "retry-after"),
+        expose_headers=EXPOSED,
     )
-
-
-class Begun(NamedTuple):
-    """An answer that is being made, and how it is told."""
-
-    generation: Generation
-    shape: Shape
 
 
 async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
-    generator, text = service.speaker()
-    asked: ChatRequest = await _read(request, ChatRequest)
-
-    async def start() -> Begun:
-        prompt = await chat_prompt(text, asked, generator.info.context)
-        form = _format(asked, text)
-        ask = _ask(service, asked, prompt, () if form is None else form.marks)
-        return Begun(await begin(service, ask), _chat_shape(service, asked, form))
-
-    return await _answer(request, asked, await while_connected(request.receive, start()))
+    service.answering()
+    body = await read_body(request)
+    asked: ChatRequest = _asked(request, ChatRequest, body)
+    return await _sold(request, body, asked, ChatShape(bool(asked.logprobs)))
 
 
 async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
-    generator, text = service.speaker()
-    asked: CompletionRequest = await _read(request, CompletionRequest)
+    service.answering()
+    body = await read_body(request)
+    asked: CompletionRequest = _asked(request, CompletionRequest, body)
+    return await _sold(request, body, asked, CompletionShape(asked.logprobs is not None), COMPLETION_TOKENS)
 
-    async def start() -> Begun:
-        prompt = await text_prompt(text, asked, generator.info.context)
-        ask = _ask(service, asked, prompt)
-        echo = "" if not asked.echo else asked.only_prompt
-        shown = echo if isinstance(echo, str) else decoded(text, echo)
-        shape = CompletionShape(tells_tokens=asked.logprobs is not None, echo=shown)
-        return Begun(await begin(service, ask), shape)
 
-    return await _answer(request, asked, await while_connected(request.receive, start()))
+async def embeddings(request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.answering()
+    caller = caller_of(request)
+    asked: EmbeddingsRequest = _asked(request, EmbeddingsRequest, await read_body(request))
+    making = embed(service, asked.model, asked.input, asked.dimensions, caller)
+    card, made = await while_connected(request.receive, making)
+    is_packed = asked.encoding_format == "base64"
+    return errors.OpenAiReply(embeddings_answer(card.name, made.vectors, made.tokens, as_base64=is_packed))
 
 
 async def models(request: Request) -> Response:
     service: Service = request.app.state.service
     service.must_be_head()
-    return errors.OpenAiReply(answers.model_list([_model(service)]))
+    return errors.OpenAiReply(answers.model_list([_model(service, card) for card in service.cards()]))
 
 
 async def model(request: Request) -> Response:
     service: Service = request.app.state.service
     service.must_be_head()
-    _check_model(service, request.path_params["name"])
-    return errors.OpenAiReply(_model(service))
+    return errors.OpenAiReply(_model(service, service.card(request.path_params["name"])))
 
 
-def _model(service: Service) -> answers.JsonObject:
-    context = None if service.generator is None else service.generator.info.context
-    return answers.model_object(service.model, service.created, context)
+def _model(service: Service, card: ModelCard) -> answers.JsonObject:
+    told = answers.model_object(card.name, service.created, card.context)
+    return told if service.billing is None else {**told, "pricing": service.billing.prices.document()}
 
 
-def _check_model(service: Service, name: str | None) -> None:
-    if name not in (None, service.model):
-        refused = Refused(f"The model {str(name)[:200]!r} does not exist here", "model", "model_not_found")
-        raise errors.RefusedRequest(refused, 404)
-
-
-async def _read(request: Request, kind: type[Choosing]) -> Any:
+def _asked(request: Request, kind: type[Lenient], body: bytes) -> Any:
     """Return the request in the body. Raises RefusedRequest."""
-    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # A web page may send anything else to another site without asking it first.
-    if sent != "application/json":
-        raise errors.RefusedRequest(Refused("send the body with `Content-Type: application/json`"), 415)
-    too_large = errors.RefusedRequest(Refused(f"the body is larger than {PROMPT_BODY_BYTES_MAX} bytes"), 413)
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > PROMPT_BODY_BYTES_MAX:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > PROMPT_BODY_BYTES_MAX:
-            raise too_large
-    asked = read_request(kind, bytes(body))
+    asked = read_request(kind, body)
     if isinstance(asked, Refused):
         raise errors.RefusedRequest(asked)
-    _check_model(request.app.state.service, asked.model)
+    request.app.state.service.card(asked.model)
     return asked
 
 
-def _format(asked: ChatRequest, text: Text) -> Format | None:
-    """Return how calls of tools stand in the answer, None where none are looked for."""
-    return FORCED if asked.demands_call else format_of(text.template) if asked.offered_tools else None
+async def _sold(
+    request: Request,
+    body: bytes,
+    asked: ChatRequest | CompletionRequest,
+    shape: Shape,
+    tokens_usual: int | None = None,
+) -> Response:
+    """Return the answer for who may have it, or what is to be paid for it."""
+    paid: PaidDoor | None = request.app.state.paid
+
+    async def serve(caller: Caller) -> Response:
+        return await _answer(request, asked, shape, tokens_usual, caller)
+
+    if paid is not None and isinstance(request.state.admitted, Refusal):
+        return await paid.sell(request, body, asked, tokens_usual, serve)
+    return await serve(caller_of(request))
 
 
-def _chat_shape(service: Service, asked: ChatRequest, form: Format | None) -> ChatShape:
-    if form is None:
-        return ChatShape(tells_tokens=bool(asked.logprobs))
-
-    def new_id() -> str:
-        drawn = service.new_id()
-        # Some templates take no longer ones back.
-        return f"call_{drawn}" if form.id_chars is None else drawn[: form.id_chars]
-
-    finder = CallFinder(form, [tool.function.name for tool in asked.offered_tools], asked.calls_max)
-    return ChatShape(tells_tokens=bool(asked.logprobs), finder=finder, new_id=new_id)
-
-
-def _ask(
-    service: Service, asked: ChatRequest | CompletionRequest, prompt: tuple[int, ...], shows: tuple[str, ...] = ()
-) -> Ask:
-    _, text = service.speaker()
-    sampling = openai_sampling(asked, text.eos, service.new_seed())
-    return Ask(
-        prompt=prompt,
-        tokens_max=asked.tokens_max,
-        sampling=sampling,
-        stops=asked.stop or (),
-        tokens_usual=COMPLETION_TOKENS if isinstance(asked, CompletionRequest) else None,
-        shows=shows,
-    )
-
-
-async def _answer(request: Request, asked: Choosing, begun: Begun) -> Response:
+async def _answer(
+    request: Request,
+    asked: ChatRequest | CompletionRequest,
+    shape: Shape,
+    tokens_usual: int | None,
+    caller: Caller,
+) -> Response:
     service: Service = request.app.state.service
-    generation, shape = begun
+    answer = await while_connected(request.receive, begin(service, asked, caller, tokens_usual))
     heading = answers.Heading(
-        f"{shape.prefix}-{generation.session}", int(service.clock()), service.model, f"fp_{generation.model_hash[:12]}"
+        id=f"{shape.prefix}-{answer.session}",
+        created=int(service.clock()),
+        model=answer.model,
+        fingerprint=f"fp_{answer.model_hash[:12]}" if answer.model_hash else None,
     )
-    headers = {"x-gpu-weights-hash": generation.model_hash}
+    headers = {"x-gpu-weights-hash": answer.model_hash} if answer.model_hash else {}
     if asked.stream:
-        events = _events(request.url.path, generation, shape, heading, asked.tells_usage)
-        return EventStream(events, closing=generation.close, headers=headers)
+        events = _events(request.url.path, answer, shape, heading, asked.tells_usage)
+        return EventStream(events, closing=answer.close, headers=headers)
     try:
-        piece = await while_connected(request.receive, _gathered(generation))
+        piece = await while_connected(request.receive, _gathered(answer))
     finally:
-        await generation.close()
-    usage = answers.Usage(generation.prompt_tokens, generation.tokens)
-    assert generation.finish_reason is not None
-    return errors.OpenAiReply(shape.whole(heading, piece, generation.finish_reason, usage), headers=headers)
+        await answer.close()
+    assert answer.finish_reason is not None
+    return errors.OpenAiReply(shape.whole(heading, piece, answer.finish_reason, _usage(answer)), headers=headers)
 
 
-async def _gathered(generation: Generation) -> Piece:
-    pieces = [piece async for piece in generation.pieces()]
-    return Piece("".join(piece.text for piece in pieces), tuple(told for piece in pieces for told in piece.told))
+async def _gathered(answer: Metered) -> Piece:
+    pieces = [piece async for piece in answer.pieces()]
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        told=tuple(told for piece in pieces for told in piece.told),
+        reasoning="".join(piece.reasoning for piece in pieces),
+        calls=tuple(part for piece in pieces for part in piece.calls),
+    )
+
+
+def _usage(answer: Metered) -> answers.Usage:
+    return answers.Usage(
+        answer.prompt_tokens, answer.tokens, answer.cached_tokens, answer.cost, answer.reasoning_tokens
+    )
 
 
 async def _events(
-    path: str, generation: Generation, shape: Shape, heading: answers.Heading, tells_usage: bool
+    path: str, answer: Metered, shape: Shape, heading: answers.Heading, tells_usage: bool
 ) -> AsyncIterator[bytes]:
     """Yield the answer as events. One that breaks off ends with an error, and without [DONE]."""
     # Whoever asks for the usage gets the field in every chunk, empty but in the last one.
@@ -215,14 +217,12 @@ async def _events(
     try:
         for chunk in shape.opening(heading):
             yield _event({**chunk, **every})
-        async for piece in generation.pieces():
+        async for piece in answer.pieces():
             for chunk in shape.chunks(heading, piece):
                 yield _event({**chunk, **every})
-        for chunk in shape.last(heading, generation.finish_reason or "stop"):
-            yield _event({**chunk, **every})
+        yield _event({**shape.last(heading, answer.finish_reason or "stop"), **every})
         if tells_usage:
-            usage = answers.Usage(generation.prompt_tokens, generation.tokens)
-            yield _event(answers.usage_chunk(heading, shape.kind, usage))
+            yield _event(answers.usage_chunk(heading, shape.kind, _usage(answer)))
         yield _DONE
     except InferenceError as error:
         yield _event(errors.inference_error(error, errors.prompt_param(path)))
@@ -231,4 +231,4 @@ async def _events(
 
 
 def _event(body: answers.JsonObject) -> bytes:
-    return b"data: " + orjson.dumps(body) + b"\n\n"
+    return b"data: " + errors.dumps(body) + b"\n\n"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -22,6 +23,8 @@ _CODES = {"not_ready": "server_not_ready", "no_capacity": "rate_limit_exceeded",
 # Who is told so may ask again, a little later.
 _LATER = (429, 503)
 _CLIENT_LEFT = 499
+# The field that the prompt comes in, where it is called otherwise.
+_PROMPTS = {"/chat/completions": "messages", "/embeddings": "input"}
 INTERNAL = answers.error("the server failed; its log says why", "server_error", code="internal")
 
 
@@ -29,7 +32,18 @@ class OpenAiReply(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return orjson.dumps(content)
+        return dumps(content)
+
+
+def dumps(content: Any) -> bytes:
+    """Return `content` as JSON; a Decimal, which is money, is written as the number that it is."""
+    return orjson.dumps(content, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return orjson.Fragment(f"{value:f}".encode())
+    raise TypeError(type(value).__name__)
 
 
 class RefusedRequest(Exception):
@@ -55,7 +69,7 @@ def inference_error(error: InferenceError, prompt_param: str | None = None) -> a
 
 
 def prompt_param(path: str) -> str:
-    return "messages" if path.endswith("/chat/completions") else "prompt"
+    return next((param for end, param in _PROMPTS.items() if path.endswith(end)), "prompt")
 
 
 async def refuse_inference(request: Request, error: Exception) -> Response:

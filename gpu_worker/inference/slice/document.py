@@ -23,8 +23,8 @@ def document(
     hole: str | None,
 ) -> dict[str, Any]:
     """Return the document; times are milliseconds. `known` are the stages of the topology, replicas among them."""
-    service, layers = parts.service, seen.layers
-    figures, cache = metrics_reply(service), service.cache()
+    service, place, layers = parts.service, parts.place, seen.layers
+    figures, cache = metrics_reply(service), place.cache()
     used = {hop.endpoint for hop in head.hops}
     return {
         "model": parts.model,
@@ -36,7 +36,7 @@ def document(
         "endpoint": seen.endpoint,
         "next": seen.next or None,
         "isHead": layers.is_first,
-        "head": None if layers.is_first else service.head_url(),
+        "head": None if layers.is_first else place.head_url(),
         "problem": hole,
         "cache": cache
         and {

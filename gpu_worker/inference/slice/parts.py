@@ -12,8 +12,8 @@ from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, Links, Registry, Text
 from gpu_worker.inference.stage.forward import ForwardService
 from gpu_worker.inference.stage.service import StageService
-from gpu_worker.inference.text.service import Service
-from gpu_worker.slice_port import Tell
+from gpu_worker.inference.text.service import Place, Service
+from gpu_worker.model_port import Tell
 
 SliceState = Literal["waiting", "loading", "measuring", "ready", "draining", "gone"]
 
@@ -61,6 +61,13 @@ class SliceParts:
     head_url: Callable[[], str | None]
     service: Service
     drain_s: float
+
+    @property
+    def place(self) -> Place:
+        """Where this worker stands in its pipeline, as its doors tell it."""
+        if self.service.place is None:
+            self.service.place = Place(layers=self.layers())
+        return self.service.place
 
 
 class Watched:

@@ -18,14 +18,15 @@ from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import SliceInfo
 from gpu_worker.core.inference.tensor import HIDDEN
 from gpu_worker.inference.head.head import Head
-from gpu_worker.inference.ports import HeadStats, HeadStatus, TokenRequest, TokenStream
+from gpu_worker.inference.ports import Generator, HeadStats, HeadStatus, Text, TokenRequest, TokenStream
 from gpu_worker.inference.slice.around import Around
 from gpu_worker.inference.slice.document import document
 from gpu_worker.inference.slice.parts import Door, SliceParts, SliceState, Watched
 from gpu_worker.inference.stage.drain import drain_slices
 from gpu_worker.inference.stage.forward import Forward, Forwarded, ForwardService
 from gpu_worker.inference.stage.service import StageService
-from gpu_worker.slice_port import Tell
+from gpu_worker.inference.text.token_engine import TokenEngine
+from gpu_worker.model_port import Tell
 
 WAIT_S = 30.0  # what a request that comes while the head loads other layers waits for at most
 LOOK_S = 0.05
@@ -47,6 +48,8 @@ class Serving:
     `progress` is what is being loaded: how many tensors, of how many. `notes` are for the owner.
     """
 
+    key = "slice"
+
     def __init__(self, parts: SliceParts, tell: Tell) -> None:
         self.parts = parts
         self.door: Door | None = None
@@ -63,15 +66,16 @@ class Serving:
         self._ready = asyncio.Event()
         self._info: SliceInfo | None = None
         self._fault = ""
-        parts.service.cache = lambda: None if self._engine is None else self._engine.cache
-        parts.service.stages = self.around.seen
-        parts.service.head_url = self.around.head_url
-        parts.service.layers = self.layers
+        place = parts.place
+        place.cache = lambda: None if self._engine is None else self._engine.cache
+        place.stages = self.around.seen
+        place.head_url = self.around.head_url
+        place.head = lambda: None if self._head is None else self._head.status()
 
     async def load(self) -> None:
         """Load the layers and be ready. Raises OwnersFault: they cannot be; the sentence says why."""
         self.layers = self.parts.layers()
-        self.parts.service.layers = self.layers
+        self.parts.place.layers = self.layers
         await self._enter("loading")
         engine, text = await self.parts.load(self.layers, self._progressed)
         self._engine = Watched(engine)
@@ -80,13 +84,14 @@ class Serving:
         if self.layers.is_first:
             self._head = self.parts.head(self._engine)
             self._working = asyncio.create_task(self._head.serve())
-            service.generator, service.text = self, text
+            assert text is not None
+            service.engine = TokenEngine(self.parts.model, self, text, service.new_id)
         else:
             self._stage = self.parts.stage(self._engine)
             self._working = asyncio.create_task(self._stage.tend())
-            service.generator = service.text = None
+            service.engine = None
         self._forward = self.parts.forward(self._engine, text)
-        service.is_loaded = True
+        self.parts.place.is_loaded = True
         await self._first_route()
         await self._enter("ready")
         self._ready.set()
@@ -134,7 +139,7 @@ class Serving:
     async def _give_up(self) -> None:
         """Let the sessions go elsewhere and free the memory; requests that come meanwhile wait."""
         self._ready.clear()
-        self.parts.service.is_loaded = False
+        self.parts.place.is_loaded = False
         await self._enter("draining")
         try:
             await asyncio.wait_for(self._drained(), self.parts.drain_s)
@@ -272,6 +277,12 @@ class Serving:
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             raise InferenceError("no_route", self._head.why_no_route() if self._head else "it loads") from None
+
+    def speaker(self) -> tuple[Generator, Text]:
+        """Return who answers with tokens, and their text. Raises InferenceError: not_head, not_ready, draining."""
+        engine = self.parts.service.answering()
+        assert isinstance(engine, TokenEngine)
+        return engine.generator, engine.text
 
     def status(self) -> HeadStatus:
         return _NO_ROUTE if self._head is None else self._head.status()

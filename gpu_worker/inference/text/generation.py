@@ -1,168 +1,123 @@
-"""A request for text: its prompt's tokens in, pieces of text out, up to a stop string, the model's end or the limit."""
+"""An answer out of tokens: text up to a stop string, the model's end or the limit, and the calls of tools in it."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from gpu_worker.core.inference.codes import InferenceError
-from gpu_worker.core.inference.sampling import Sampled, Sampling, flaw
+from gpu_worker.core.inference.calls import Call, CallFinder
+from gpu_worker.core.inference.sampling import Sampled
 from gpu_worker.core.inference.stops import Stops, feed
-from gpu_worker.inference.ports import Generator, Text, TokenRequest, TokenStream
-from gpu_worker.inference.text.service import Service
+from gpu_worker.inference.ports import Text, TokenRequest, TokenStream
+from gpu_worker.inference.text.engine import CallPart, Piece
 from wire.openai_answers import Told
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """
-    What a request wants, by whichever door it came.
+class Calls(NamedTuple):
+    """What finds the calls of tools in a text, and what names them."""
 
-    `tokens_max` None: as many as the context has room for, and of these not more than `tokens_usual`. `shows` are
-    special tokens that are in the text all the same.
-    """
-
-    prompt: tuple[int, ...]
-    tokens_max: int | None
-    sampling: Sampling
-    stops: tuple[str, ...] = ()
-    tokens_usual: int | None = None
-    shows: tuple[str, ...] = ()
-
-
-class Piece(NamedTuple):
-    """`text` is new and whole, never a part of a character; `told` are the tokens whose text begins in it."""
-
-    text: str
-    told: tuple[Told, ...] = ()
-
-
-async def begin(service: Service, ask: Ask) -> "Generation":
-    """
-    Return the answer that is being made; it must be closed.
-
-    Raises:
-        InferenceError: it is refused, before anything is computed.
-    """
-    speaker = service.speaker()
-    generator = speaker[0]
-    tokens_max = _tokens_max(ask, generator.info.context)
-    _check(ask, generator.info.vocab_size)
-    session, began_s = service.new_id(), service.monotonic()
-    request = TokenRequest(session=session, prompt=ask.prompt, tokens_max=tokens_max, sampling=ask.sampling)
-    stream: TokenStream = await generator.start(request) if tokens_max else _Nothing()
-    return Generation(service, speaker, request, ask, stream, began_s)
-
-
-def _tokens_max(ask: Ask, context: int) -> int:
-    room = context - len(ask.prompt)
-    usual = max(1, room if ask.tokens_usual is None else min(room, ask.tokens_usual))
-    wanted = usual if ask.tokens_max is None else ask.tokens_max
-    if not ask.prompt:
-        raise InferenceError("invalid_argument", "the prompt has no tokens", "prompt")
-    if wanted > room:
-        raise InferenceError(
-            "context_length_exceeded",
-            f"This model's maximum context length is {context} tokens. However, you requested "
-            f"{len(ask.prompt) + wanted} tokens ({len(ask.prompt)} in the prompt, {wanted} in the completion). "
-            "Please reduce the length of the prompt or of the completion.",
-        )
-    return wanted
-
-
-def _check(ask: Ask, vocab_size: int) -> None:
-    for param, tokens in (("prompt", ask.prompt), ("logit_bias", tuple(ask.sampling.logit_bias))):
-        if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
-            detail = f"a token of this model is a number from 0 to {vocab_size - 1}"
-            raise InferenceError("invalid_argument", detail, param)
-    if (why := flaw(ask.sampling, vocab_size)) is not None:
-        raise InferenceError("invalid_argument", why)
+    finder: CallFinder
+    new_id: Callable[[], str]
 
 
 class Generation:
-    """An answer in the making. `tokens` were drawn so far; `finish_reason` is stop or length, None before the end."""
+    """
+    Implements `Answer` over the stream of `request`.
+
+    Args:
+        shows: special tokens that are in the text all the same.
+        calls: None: no calls of tools are looked for.
+        echo: what is told before the answer.
+    """
+
+    cached_tokens = 0
 
     def __init__(
         self,
-        service: Service,
-        speaker: tuple[Generator, Text],
+        text: Text,
         request: TokenRequest,
-        ask: Ask,
         stream: TokenStream,
-        began_s: float,
+        *,
+        model_hash: str = "",
+        stops: tuple[str, ...] = (),
+        shows: tuple[str, ...] = (),
+        calls: Calls | None = None,
+        echo: str = "",
     ) -> None:
-        generator, text = speaker
-        self.model_hash = generator.info.model_hash
-        self.session = request.session
+        self.model_hash = model_hash
         self.prompt_tokens = len(request.prompt)
         self.tokens = 0
         self.finish_reason: str | None = None
-        self._service, self._text, self._request, self._stream = service, text, request, stream
-        self._stops = Stops(ask.stops)
-        self._decoder = text.stream(request.prompt, ask.shows)
-        self._shown = self._decoded = 0
+        self._text, self._stream, self._calls, self._echo = text, stream, calls, echo
+        self._stops = Stops(stops)
+        self._decoder = text.stream(request.prompt, shows)
+        self._shown = self._decoded = self._called = 0
         self._untold: list[Told] = []
-        self._began_s, self._admitted_s = began_s, service.monotonic()
-        self._first_s: float | None = None
-        self._last_s = self._admitted_s
-        self._failed = self._closed = False
-        service.figures.prompt_tokens += self.prompt_tokens
-        service.figures.queue_s.add(self._admitted_s - began_s)
+        self._closed = False
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """
-        Yield the answer piece by piece, none of them empty.
+        Yield the answer: at least one piece for every token.
 
         Raises:
             InferenceError: it cannot be gone on with; what was yielded stands.
         """
-        try:
-            async for sampled in self._stream:
-                self._count()
-                fresh = "" if sampled.is_eos else self._decoder.push(sampled.token)
-                self._tell(sampled, fresh)
-                if sampled.is_eos:
-                    self.finish_reason = "stop"
-                    break
-                if (piece := self._show(fresh)) is not None:
-                    yield piece
-                if self.finish_reason is not None:
-                    return
-        except Exception:
-            self._failed = True
-            raise
-        if (piece := self._rest()) is not None:
+        if self._echo:
+            yield Piece(self._echo)
+        ended = None
+        async for sampled in self._stream:
+            self.tokens += 1
+            fresh = "" if sampled.is_eos else self._decoder.push(sampled.token)
+            self._tell(sampled, fresh)
+            if sampled.is_eos:
+                ended = "stop"
+                yield Piece(tokens=1)
+                break
+            self._stops, shown, hit = feed(self._stops, fresh)
+            for piece in self._pieces(shown, tokens=1, is_end=hit is not None):
+                yield piece
+            if hit is not None:
+                self._end("stop")
+                return
+        self._stops, shown, hit = feed(self._stops, self._decoder.end())
+        rest = shown if hit is not None else shown + self._stops.held
+        for piece in self._pieces(rest, is_end=True, is_last=hit is None):
             yield piece
+        self._end("stop" if hit is not None else ended or "length")
 
     async def close(self) -> None:
         """Stop where it goes on still; every stage hears of it with its next step. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
+        if not self._closed:
+            self._closed = True
             await self._stream.cancel()
-        finally:
-            self._account()
 
-    def _show(self, fresh: str) -> Piece | None:
-        """Return what may be told of the text, whose newest part is `fresh`."""
-        self._stops, text, hit = feed(self._stops, fresh)
-        if hit is not None:
-            self.finish_reason = "stop"
-        return self._piece(text)
+    def _end(self, reason: str) -> None:
+        self.finish_reason = "tool_calls" if self._called and reason == "stop" else reason
 
-    def _rest(self) -> Piece | None:
-        """Return what was held back until the model or the limit ended the answer."""
-        self._stops, text, hit = feed(self._stops, self._decoder.end())
-        self.finish_reason = "stop" if hit is not None else self.finish_reason or "length"
-        rest = text if hit is not None else text + self._stops.held
-        return self._piece(rest, is_last=hit is None)
+    def _pieces(self, text: str, *, tokens: int = 0, is_end: bool = False, is_last: bool = False) -> list[Piece]:
+        """
+        Return what may be told now that `text` is certain, the first one with the tokens; `is_end`: no more follows.
 
-    def _piece(self, text: str, *, is_last: bool = False) -> Piece | None:
+        `is_last`: also the tokens are told whose text was not.
+        """
         self._shown += len(text)
         at = next((at for at, told in enumerate(self._untold) if told.offset >= self._shown), len(self._untold))
         at = len(self._untold) if is_last else at
         told, self._untold = tuple(self._untold[:at]), self._untold[at:]
-        return Piece(text, told) if text or told else None
+        found = self._found(text, is_end=is_end)
+        # Tokens are told when they were drawn, though their text is held back.
+        if (told or tokens) and not (found and found[0].text):
+            found = [Piece(), *found]
+        return [each._replace(told=told, tokens=tokens) if not at else each for at, each in enumerate(found)]
+
+    def _found(self, text: str, *, is_end: bool) -> list[Piece]:
+        if self._calls is None:
+            return [Piece(text)] if text else []
+        found = self._calls.finder.push(text, is_end=is_end)
+        return [Piece(each) if isinstance(each, str) else self._call(each) for each in found]
+
+    def _call(self, call: Call) -> Piece:
+        assert self._calls is not None
+        self._called += 1
+        return Piece(calls=(CallPart(self._called - 1, self._calls.new_id(), call.name, call.arguments),))
 
     def _tell(self, sampled: Sampled, fresh: str) -> None:
         if sampled.logprob is not None and not sampled.is_eos:
@@ -174,34 +129,8 @@ class Generation:
         data = self._text.token_bytes(token)
         return data.decode("utf-8", "replace"), data
 
-    def _count(self) -> None:
-        figures, now_s = self._service.figures, self._service.monotonic()
-        if self._first_s is None:
-            self._first_s = now_s
-            figures.first_s.add(now_s - self._began_s)
-        else:
-            figures.between_s.add(now_s - self._last_s)
-        self._last_s = now_s
-        self.tokens += 1
-        figures.tokens += 1
 
-    def _account(self) -> None:
-        figures = self._service.figures
-        how = "error" if self._failed else self.finish_reason or "abort"
-        figures.ended[how] += 1
-        figures.request_s.add(self._service.monotonic() - self._began_s)
-        figures.prompt_lengths.add(self.prompt_tokens)
-        figures.lengths.add(self.tokens)
-        figures.lengths_max.add(self._request.tokens_max)
-        if self._first_s is not None:
-            figures.prefill_s.add(self._first_s - self._admitted_s)
-            figures.decode_s.add(self._last_s - self._first_s)
-            figures.inference_s.add(self._last_s - self._admitted_s)
-        if self.tokens > 1 and self._first_s is not None:
-            figures.per_token_s.add((self._last_s - self._first_s) / (self.tokens - 1))
-
-
-class _Nothing:
+class Nothing:
     """The stream of a request for no token."""
 
     async def __aiter__(self) -> AsyncIterator[Sampled]:

@@ -26,15 +26,21 @@ async def chat_prompt(text: Text, asked: ChatRequest, context: int | None = None
         InferenceError: invalid_argument: the model's template refuses it; context_length_exceeded: no tokens of its
             characters are as few as `context`.
     """
+    options = template_options(asked)
+    messages = [message.for_template() for message in asked.messages]
+    _check_length(text, sum(len(each["content"]) for each in messages), context, "messages")
+    return await _beside(lambda: _chat_prompt(text, asked, messages, options))
+
+
+def template_options(asked: ChatRequest) -> dict[str, str | bool]:
+    """Return what the chat's template is told besides. Raises InferenceError: it may not be told that."""
     options = asked.chat_template_kwargs or {}
     if not TEMPLATE_OPTIONS.issuperset(options) or not all(isinstance(each, str | bool) for each in options.values()):
         known = ", ".join(sorted(TEMPLATE_OPTIONS))
         raise InferenceError(
             "invalid_argument", f"a template may be told {known}, as text or bool", "chat_template_kwargs"
         )
-    messages = [message.for_template() for message in asked.messages]
-    _check_length(text, sum(len(each["content"]) for each in messages), context, "messages")
-    return await _beside(lambda: _chat_prompt(text, asked, messages, options))
+    return options
 
 
 def _chat_prompt(

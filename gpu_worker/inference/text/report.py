@@ -33,7 +33,8 @@ async def pipeline_status(service: Service) -> PipelineStatus:
 
 
 async def _topology(service: Service) -> PipelineTopology | None:
-    stages = sorted(await service.stages(), key=lambda stage: (stage.layers, stage.hop.endpoint))
+    known = () if service.place is None else await service.place.stages()
+    stages = sorted(known, key=lambda stage: (stage.layers, stage.hop.endpoint))
     if not stages:
         return None
     slices = sorted({stage.layers for stage in stages})
@@ -63,5 +64,11 @@ def with_inference(health: WorkerHealth, service: Service) -> WorkerHealth:
             "model": service.model,
             "uptime": Decimal(int(health.uptime)),
             "layers": served,
+            **_benchmark(service),
         }
     )
+
+
+def _benchmark(service: Service) -> dict[str, Decimal]:
+    """Return how fast the model was at the start; where that is not known, what jobs were measured with stands."""
+    return {"benchmark_tok_per_sec": Decimal(f"{service.tokens_per_s:.2f}")} if service.tokens_per_s else {}

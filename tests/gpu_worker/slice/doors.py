@@ -16,10 +16,12 @@ from gpu_worker.core.inference.step import Done, Open, Run, Step, Tensor
 from gpu_worker.edges.grpc.grpc_channel import CODE_KEY
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc.grpc_forward import ForwardRpcs, GrpcOnward
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineOptions, PipelineRpcs
 from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.inference.ports import Link
 from gpu_worker.inference.stage.forward import ForwardService
 from gpu_worker.inference.stage.service import StageService
+from gpu_worker.inference.text.admission import Admission
 from tests.fixtures.toy_pipeline import MODEL, MODEL_HASH, ToyEngine, whole
 
 GREEDY = Sampling(temperature=0.0)
@@ -88,7 +90,8 @@ class Stage:
         self.forward = ForwardService(engine=self.engine, registry=self.known, onward=self.onward, text=ByteText())
         self.is_ready = True
         self._has_steps, self._passes = has_steps, more.pop("passes", None)
-        self._speaker, self._secret = more.pop("speaker", no_speaker), more.pop("secret", "")
+        self._speaker = more.pop("speaker", no_speaker)
+        self._admission = Admission(secret=more.pop("secret", ""), is_priced=more.pop("is_priced", False))
         self._options = more
 
     @property
@@ -118,10 +121,13 @@ class Stage:
             engine=self.engine, links=self.links, registry=self.known, endpoint="", passes=self._passes
         )
         rpcs = ForwardRpcs(
-            lambda: self.engine.info, lambda: self.hop, self.forward, self._passes, self._speaker, self._secret
+            lambda: self.engine.info, lambda: self.hop, self.forward, self._passes, self._speaker, self._admission
         )
-        options = DoorOptions(port=port, **self._options)
-        self.door = GrpcDoor(options, self.seen, self.steps if self._has_steps else None, rpcs)
+        of_pipeline = {key: value for key, value in self._options.items() if hasattr(PipelineOptions, key)}
+        of_door = {key: value for key, value in self._options.items() if key not in of_pipeline}
+        steps = self.steps if self._has_steps else None
+        self.pipeline = PipelineRpcs(self.seen, steps, rpcs, PipelineOptions(**of_pipeline))
+        self.door = GrpcDoor(DoorOptions(port=port, **of_door), [self.pipeline])
         await self.door.start()
         self.known.hops.append(self.hop)
         return self

@@ -14,7 +14,7 @@ from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.inference.ports import HeadStatus
-from tests.fixtures.talker import EOS, GREETING, MODEL, Talker, served, service_of
+from tests.fixtures.talker import EOS, GREETING, MODEL, Talker, engine_of, served, service_of
 
 PATH = "/api/v1/generate"
 
@@ -158,17 +158,17 @@ class Lost(Talker):
 
 
 async def test_a_head_without_a_route_is_not_ready() -> None:
-    async with served(service_of(Lost())) as url, httpx.AsyncClient(base_url=url) as client:
+    async with served(service_of(Lost(), layers=Layers(0, 4, 4))) as url, httpx.AsyncClient(base_url=url) as client:
         waiting = await client.get("/readyz")
     assert (waiting.status_code, waiting.json(), waiting.headers["retry-after"]) == (503, {"status": "no_route"}, "1")
 
 
 async def test_a_model_that_is_loading_is_503() -> None:
-    service = service_of(Talker(), generator=None, text=None)
+    service = service_of(None)
     async with served(service) as url, httpx.AsyncClient(base_url=url) as client:
         reply = await client.post(PATH, json={"inputs": "x"})
         loading = await client.get("/readyz")
-        service.generator, service.text = Talker(), service_of(Talker()).text
+        service.engine = engine_of(Talker())
         ready = await client.get("/readyz")
         service.is_draining = True
         draining = await client.get("/readyz")
@@ -261,7 +261,7 @@ async def test_the_pipelines_status_names_every_stage_in_order() -> None:
 async def test_the_health_is_told_to_everybody_with_what_is_served() -> None:
     async with client_of(Talker(), layers=Layers(0, 2, 4), secret="s3cret") as client:
         part = (await client.get("/health")).json()
-    service = service_of(Talker(), layers=Layers(0, 4, 4), generator=None)
+    service = service_of(None)
     async with served(service) as url, httpx.AsyncClient(base_url=url) as client:
         loading = (await client.get("/health")).json()
     told = {"status": "ok", "mode": "pipeline", "layers": {"start": 0, "end": 2, "total": 4}}

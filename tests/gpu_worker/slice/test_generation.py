@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
-from gpu_worker.core.inference.sampling import Sampled, Sampling
-from gpu_worker.inference.text.generation import Ask, Generation, Piece, begin
+from gpu_worker.core.inference.sampling import Sampled
+from gpu_worker.inference.text.answering import Metered, begin
+from gpu_worker.inference.text.engine import Piece
 from gpu_worker.inference.text.service import NotHead, Service
-from tests.fixtures.talker import EOS, Talker, service_of
-
-SAMPLING = Sampling(eos=(EOS,), logprobs=1)
+from tests.fixtures.talker import Talker, service_of
+from wire.openai import CompletionRequest
 
 
 class Clock:
@@ -53,12 +53,12 @@ class Ticking(Talker):
         return Slow()
 
 
-def ask(tokens_max: int | None = None, *stops: str, prompt: bytes = b"prompt") -> Ask:
-    return Ask(prompt=tuple(prompt), tokens_max=tokens_max, sampling=SAMPLING, stops=stops)
+def ask(tokens_max: int | None = None, *stops: str, prompt: bytes = b"prompt") -> CompletionRequest:
+    return CompletionRequest(prompt=tuple(prompt), max_tokens=tokens_max, stop=stops, logprobs=1)
 
 
-async def said(service: Service, asked: Ask) -> tuple[Generation, list[Piece]]:
-    generation = await begin(service, asked)
+async def said(service: Service, asked: CompletionRequest, usual: int | None = None) -> tuple[Metered, list[Piece]]:
+    generation = await begin(service, asked, tokens_usual=usual)
     try:
         return generation, [piece async for piece in generation.pieces()]
     finally:
@@ -112,8 +112,7 @@ async def test_an_answer_has_the_whole_context_where_no_limit_is_sent() -> None:
 @pytest.mark.parametrize(("usual", "most"), [(4, 4), (100, 6)])
 async def test_a_usual_limit_gives_way_to_the_context(usual: int, most: int) -> None:
     talker = Talker(context=10)
-    asked = Ask(prompt=tuple(b"1234"), tokens_max=None, sampling=SAMPLING, tokens_usual=usual)
-    await said(service_of(talker), asked)
+    await said(service_of(talker), ask(prompt=b"1234"), usual)
     assert talker.requests[0].tokens_max == most
 
 
@@ -137,12 +136,11 @@ async def test_each_session_has_its_own_name() -> None:
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"generator": None}, "not_ready"),
-        ({"text": None}, "not_ready"),
+        ({"engine": None}, "not_ready"),
         ({"is_draining": True}, "draining"),
-        ({"layers": Layers(1, 4, 4)}, "not_head"),
+        ({"layers": Layers(1, 4, 4), "is_loaded": True}, "not_head"),
     ],
-    ids=["loading", "no tokenizer", "draining", "not the head"],
+    ids=["loading", "draining", "not the head"],
 )
 async def test_who_cannot_answer_says_why(fields: dict[str, Any], code: str) -> None:
     service = service_of(Talker(), **fields)

@@ -18,6 +18,7 @@ from gpu_worker.core.inference.limits import ROWS_MAX
 from gpu_worker.core.inference.tensor import message_bytes
 from gpu_worker.edges.grpc.grpc_channel import SERVICE
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineRpcs
 from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from tests.fixtures.fault_proxy import proxy_to
 from tests.fixtures.grpc_servers import open_door
@@ -175,7 +176,7 @@ class Kept:
 @pytest.mark.row(49)
 async def test_an_answer_to_who_is_gone_is_refused_and_the_process_lives(last: Stage, links: GrpcLinks) -> None:
     steps = Kept()
-    async with open_door(GrpcDoor(DoorOptions(), last.seen, steps)) as door:
+    async with open_door(GrpcDoor(DoorOptions(), [PipelineRpcs(last.seen, steps)])) as door:
         link = await links.connect(f"127.0.0.1:{door.port}")
         await link.send(Batch(pipeline="p", epoch=1))
         await anext(link.batches())
@@ -239,5 +240,5 @@ async def test_more_calls_than_the_door_takes_are_refused(dial: Any) -> None:
 
 async def test_a_port_that_is_taken_is_the_owners_fault(last: Stage) -> None:
     with pytest.raises(OwnersFault, match="taken"):
-        async with open_door(GrpcDoor(DoorOptions(port=last.door.port), last.seen, None)):
+        async with open_door(GrpcDoor(DoorOptions(port=last.door.port), [])):
             pass

@@ -305,6 +305,19 @@ async def test_no_text_is_made_for_who_does_not_know_the_apis_secret(dial: Any, 
             assert await read(metadata=bearer("the pass")) == 4
 
 
+async def test_text_that_is_paid_for_is_not_made_for_a_stranger_here(dial: Any) -> None:
+    tokens = Tokens()
+    async with stages(head := Stage(0, 2, speaker=lambda: (tokens, ByteText()), is_priced=True)):
+        stub = InferencePipelineStub(await dial(head))
+        request = pb.ForwardRequest(request_id="r", past_token_ids=PROMPT)
+        for metadata in SHOWN.values():
+            assert (await refused(stub.ForwardPass(request, metadata=metadata)))[0] == "UNAUTHENTICATED"
+            assert (await refused(anext(aiter(stub.ForwardPassStream(request, metadata=metadata)))))[
+                0
+            ] == "UNAUTHENTICATED"
+    assert (tokens.asked, head.engine.steps) == ([], [])
+
+
 async def test_the_secret_of_the_api_is_not_shown_to_the_next_stage(dial: Any) -> None:
     known, signed = Known(), []
 

@@ -87,7 +87,7 @@ async def test_a_stream_without_a_pass_for_these_layers_is_unauthenticated_at_on
     with pytest.raises(Unavailable) as refused:
         await links.connect(stage.endpoint, WRONG[case]())
     assert refused.value.code == "unauthenticated"
-    assert len(stage.door.streams) == 0
+    assert len(stage.pipeline.streams) == 0
 
 
 @pytest.mark.row(72)
@@ -157,10 +157,10 @@ async def test_streams_that_say_nothing_keep_no_head_out(links: GrpcLinks) -> No
         # However many come: who has a session stays.
         calls += [await idle(channel) for _ in range(20)]
         assert await told(head, "s") == whole(PROMPT, 3, sampling=GREEDY)
-        assert len(stage.door.streams) == 4
+        assert len(stage.pipeline.streams) == 4
         for call in calls:
             call.cancel()
-        await until(lambda: len(stage.door.streams) == 1)
+        await until(lambda: len(stage.pipeline.streams) == 1)
 
 
 def test_one_host_has_a_share_of_the_places_and_pays_for_its_own_crowd() -> None:
@@ -197,10 +197,10 @@ async def test_the_streams_of_a_head_that_is_gone_are_ended(links: GrpcLinks) ->
     async with stages(stage := Stage(2, 4)), proxy_to(stage.endpoint) as proxy:
         head = ToyHead(await links.connect(proxy.endpoint), stage.endpoint)
         await head.open("s", PROMPT)
-        assert len(stage.door.streams) == 1
+        assert len(stage.pipeline.streams) == 1
         # Its machine is gone without a word: no end, no reset, only silence.
         proxy.freeze()
-        await until(lambda: len(stage.door.streams) == 0, within_s=15.0)
+        await until(lambda: len(stage.pipeline.streams) == 0, within_s=15.0)
         assert stage.steps.pipelines.all["p"].answers is None
 
 

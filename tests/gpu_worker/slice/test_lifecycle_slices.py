@@ -210,7 +210,7 @@ async def test_a_stage_that_is_not_the_first_answers_no_requests_and_names_its_h
     async with workers() as place:
         await place.start("head", 0, 2)
         tail = await place.start("tail", 2, 4)
-        await until(lambda: tail.parts.service.head_url() is not None)
+        await until(lambda: tail.parts.place.head_url() is not None)
         with pytest.raises(NotHead, match="http://head"):
             await place.ask("tail", 1)
         assert tail.document()["head"] == "http://head"
@@ -337,7 +337,7 @@ def test_the_model_is_a_folder_or_one_of_the_folder_of_models(tmp_path: Path) ->
     assert by_name == by_path
     with pytest.raises(OwnersFault, match="there is no model other"):
         found_model(told, "other")
-    with pytest.raises(OwnersFault, match="layers of which model"):
+    with pytest.raises(OwnersFault, match="which model"):
         served(told)
 
 

@@ -33,6 +33,7 @@ VLLM = {
     "vllm:request_params_max_tokens": "histogram",
 }
 OURS = {
+    "livery_engine_info": "gauge",
     "livery_kv_sessions": "gauge",
     "livery_kv_positions": "gauge",
     "livery_kv_positions_max": "gauge",
@@ -98,7 +99,7 @@ async def test_prometheus_reads_vllms_names_and_ours() -> None:
 
 
 async def test_a_stage_that_is_not_the_head_tells_of_its_cache() -> None:
-    service = service_of(Talker(), generator=None, text=None, layers=Layers(2, 4, 4), cache=lambda: CACHE)
+    service = service_of(None, layers=Layers(2, 4, 4), cache=lambda: CACHE)
     async with served(service) as url, httpx.AsyncClient(base_url=url) as client:
         text = (await client.get("/metrics")).text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -19,6 +19,7 @@ from gpu_worker.engine.slice.slice_engine import EngineOptions, open_engine
 from gpu_worker.engine.slice.text import open_text
 from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.text.service import Service
+from gpu_worker.inference.text.token_engine import TokenEngine
 from tests.fixtures.schemas import SLOW
 from tests.fixtures.talker import HELLO, client_of, served
 from tests.fixtures.tiny import Tiny
@@ -36,7 +37,7 @@ async def model_client(folder: Path) -> AsyncIterator[openai.AsyncOpenAI]:
     registry = ToyRegistry([Hop(endpoint=HERE, start=0, end=2)])
     head = Head(engine=engine, links=ToyNet().links_of(HERE), registry=registry, endpoint=HERE)
     leading = asyncio.create_task(head.serve())
-    service = Service(model=MODEL, generator=head, text=open_text(folder), cache=lambda: engine.cache)
+    service = Service(model=MODEL, engine=TokenEngine(MODEL, head, open_text(folder)))
     try:
         async with served(service) as url, client_of(f"{url}/v1", retries=10) as client:
             yield client

@@ -9,7 +9,7 @@ import pytest
 
 from gpu_worker.core.inference.codes import InferenceError
 from gpu_worker.core.inference.layers import Layers
-from tests.fixtures.talker import CHAT, GREETING, HELLO, MODEL, Talker, client_of, raw, served, service_of
+from tests.fixtures.talker import CHAT, GREETING, HELLO, MODEL, Talker, client_of, engine_of, raw, served, service_of
 from wire.generate import PROMPT_BODY_BYTES_MAX
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
@@ -116,7 +116,8 @@ async def test_the_pages_of_an_origin_that_the_owner_names_may_call(secret: str)
             assert reply.status_code == (200 if is_named or secret else 403)
             if is_named:
                 assert "authorization" in before.headers["access-control-allow-headers"].lower()
-                assert "x-request-id" in reply.headers["access-control-expose-headers"]
+                exposed = set(reply.headers["access-control-expose-headers"].split(", "))
+                assert {"x-request-id", "retry-after-ms", "x-ratelimit-remaining-requests"} <= exposed
         if secret:
             keyless = await client.post(path, json=CHAT, headers={"origin": "https://chat.example"})
             assert keyless.status_code == 401
@@ -156,11 +157,11 @@ async def test_who_is_refused_for_now_is_told_when_to_come_again(code: str, stat
 
 async def test_a_model_that_is_loading_is_listed_and_not_served_yet() -> None:
     talker = Talker()
-    service = service_of(talker, generator=None)
+    service = service_of(None)
     async with served(service) as url, client_of(f"{url}/v1") as client:
         early = await raw(url, "/v1/chat/completions", CHAT)
         listed = [model.id async for model in client.models.list()]
-        service.generator = talker
+        service.engine = engine_of(talker)
         answer = await client.chat.completions.create(model=MODEL, messages=HELLO)
     assert (early.status_code, early.json()["error"]["code"]) == (503, "server_not_ready")
     assert listed == [MODEL]

@@ -12,6 +12,7 @@ from gpu_worker.core.inference.batch import Hop
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc.grpc_forward import ForwardRpcs, GrpcOnward
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineRpcs
 from gpu_worker.engine.slice.text import FolderText, tokenizer_in
 from gpu_worker.inference.stage.forward import ForwardService
 from tests.fixtures.grpc_servers import open_door
@@ -58,7 +59,9 @@ async def real(tiny_words: Path, tmp_path: Path) -> AsyncIterator[Real]:
             endpoint=own, layers=info.layers, model="tiny", model_hash=info.model_hash, is_ready=True, next="",
             http_url="", hidden_size=info.hidden_size,
         )  # fmt: skip
-        door = await stack.enter_async_context(open_door(GrpcDoor(DoorOptions(), lambda: seen, None, rpcs)))
+        door = await stack.enter_async_context(
+            open_door(GrpcDoor(DoorOptions(), [PipelineRpcs(lambda: seen, None, rpcs)]))
+        )
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{door.port}"))
         yield Real(InferencePipelineStub(channel), text, service)
 

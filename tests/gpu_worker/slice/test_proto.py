@@ -111,7 +111,7 @@ def test_the_committed_stubs_are_what_the_proto_gives() -> None:
 
 
 @pytest.mark.row(154)
-@pytest.mark.parametrize("name", [check.SOURCE, *check.STUBS, check.HASHES])
+@pytest.mark.parametrize("name", [*check.SOURCES, *check.STUBS, check.HASHES])
 def test_a_stub_that_differs_or_is_missing_is_named(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "wire/proto"
     folder.mkdir(parents=True)

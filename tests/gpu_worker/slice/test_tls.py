@@ -1,23 +1,18 @@
 """TLS and mTLS between stages: real certificates, real connections, and who is not let in."""
 
 import asyncio
-import datetime
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from gpu_worker.core.errors import OwnersFault, Unavailable
 from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
 from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.edges.grpc.tls import Tls, is_loopback, read_tls
+from tests.fixtures.authority import Authority
 from tests.fixtures.grpc_servers import open_door
 from tests.fixtures.toy_pipeline import whole
 from tests.gpu_worker.slice.doors import Known, Stage, ToyHead, stages
@@ -25,45 +20,6 @@ from tests.gpu_worker.slice.doors import Known, Stage, ToyHead, stages
 PROMPT = (3, 1, 4)
 ANSWER_S = 10.0
 GREEDY = Sampling(temperature=0.0)
-
-
-class Authority:
-    """A certificate authority of a test."""
-
-    def __init__(self, name: str) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.pem = self._signed(self._name, self._key.public_key(), is_ca=True)
-
-    def issue(self, address: str = "127.0.0.1") -> tuple[bytes, bytes]:
-        """Return a certificate for `address`, and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a stage")])
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return self._signed(subject, key.public_key(), address=address), pem
-
-    def tls(self) -> Tls:
-        return Tls(*self.issue(), self.pem)
-
-    def _signed(self, subject: x509.Name, public_key, *, is_ca: bool = False, address: str = "127.0.0.1") -> bytes:
-        now = datetime.datetime.now(datetime.UTC)
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .add_extension(names, critical=False)
-        )
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
 OURS, ANOTHER = Authority("ours"), Authority("another")
 
 
@@ -162,7 +118,7 @@ def test_files_that_cannot_be_used_are_the_owners_fault(tmp_path: Path) -> None:
 async def test_a_key_of_another_certificate_does_not_start_a_server() -> None:
     (cert, _), (_, key) = OURS.issue(), OURS.issue()
     stage = Stage(2, 4)
-    stage.door = door = GrpcDoor(DoorOptions(tls=Tls(cert, key, None)), stage.seen, None)
+    stage.door = door = GrpcDoor(DoorOptions(tls=Tls(cert, key, None)), [])
     with pytest.raises(OwnersFault):
         async with open_door(door):
             pass
@@ -171,9 +127,9 @@ async def test_a_key_of_another_certificate_does_not_start_a_server() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "stage.example"])  # noqa: S104
 async def test_without_tls_nothing_is_said_to_other_machines_unless_it_is_allowed(host: str) -> None:
     with pytest.raises(OwnersFault, match="no TLS"):
-        GrpcDoor(DoorOptions(host=host), Stage(2, 4).seen, None)
-    GrpcDoor(DoorOptions(host=host, insecure=True), Stage(2, 4).seen, None)
-    GrpcDoor(DoorOptions(host=host, tls=OURS.tls()), Stage(2, 4).seen, None)
+        GrpcDoor(DoorOptions(host=host), [])
+    GrpcDoor(DoorOptions(host=host, insecure=True), [])
+    GrpcDoor(DoorOptions(host=host, tls=OURS.tls()), [])
     endpoint = f"[{host}]:1" if ":" in host else f"{host}:1"
     with pytest.raises(Unavailable, match="no TLS"):
         await GrpcLinks().connect(endpoint)

@@ -14,6 +14,7 @@ from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.tensor import HIDDEN
 from gpu_worker.edges.engines.engine_thread import EngineThread, start_engine
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineRpcs
 from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.engine.slice.slice_engine import EngineOptions, open_engine
 from gpu_worker.inference.head.desk import HeadLimits
@@ -72,7 +73,7 @@ class Swarm:
         stage = StageService(engine=engine, links=links, registry=self.registry, endpoint=name)
         self._stack.push_async_callback(stage.close)
         self.heard[name] = Heard(stage)
-        door = GrpcDoor(DoorOptions(), lambda: Seen(endpoint=where, **seen), self.heard[name])
+        door = GrpcDoor(DoorOptions(), [PipelineRpcs(lambda: Seen(endpoint=where, **seen), self.heard[name])])
         self.doors[name] = await self._stack.enter_async_context(open_door(door))
         start, end = map(int, layers.split(":"))
         return Hop(endpoint=f"127.0.0.1:{door.port}", start=start, end=end)
