@@ -36,7 +36,7 @@ def record(name: str, document: dict[str, Any], folder: Path = FOLDER) -> None:
 def commit_of(checkout: Path) -> str:
     """Return the commit that is checked out, with `+dirty` where anything but figures is otherwise than in it."""
     commit = _git(checkout, "rev-parse", "--short", "HEAD").strip()
-    figures = (":(exclude)docs/reliability", ":(exclude)docs/reliability.md", ":(exclude)docs/decode")
+    figures = [f":(exclude)docs/{name}" for name in ("reliability", "reliability.md", "decode", "serving")]
     changed = _git(checkout, "--no-optional-locks", "status", "--porcelain", "--", ".", *figures)
     return f"{commit}+dirty" if changed else commit
 

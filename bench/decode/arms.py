@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class Worker:
-    """`livery worker start` with some layers of a model, its gRPC door at `port`, its files in `home`."""
+    """`livery worker start` with a model, or some `layers` of it, its gRPC door at `port`, its files in `home`."""
 
     model: Path
     layers: str
@@ -69,7 +69,8 @@ class Worker:
         self.home.mkdir(parents=True, exist_ok=True)
         self._log = self.home / "log"
         command = [sys.executable, "-m", "cli", "worker", "start", "--model", str(self.model)]
-        command += ["--layers", self.layers, "--name", f"bench-{self.port}", "--data", str(self.home / "data")]
+        command += ["--name", f"bench-{self.port}", "--data", str(self.home / "data")]
+        command += ["--layers", self.layers] if self.layers else []
         command += ["--port", "0", "--grpc-port", str(self.port), *self.options]
         command += ["--next", self.after] if self.after else []
         more = {"LIVERY_WORKER_THREADS": str(self.threads), "HOME": str(self.home)}

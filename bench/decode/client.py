@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ class Turn:
     What one turn took: `seconds` for `tokens`, the first token of each session excluded.
 
     Of several sessions those tokens count that came while all of them decoded. `wall_s` is the whole turn, with its
-    prompts; `wall_tokens` are all of it.
+    prompts; `wall_tokens` are all of it. `first_s` is the time to the first token, the median of the sessions.
     """
 
     tokens: int
     seconds: float
     wall_tokens: int = 0
     wall_s: float = 0.0
+    first_s: float = 0.0
 
     @property
     def per_second(self) -> float:
@@ -38,13 +40,13 @@ def turn_of(times: Sequence[Sequence[float]], began_s: float) -> Turn:
     if end <= begin:
         raise RuntimeError("the sessions did not decode together: ask for more tokens")
     inside = sum(1 for each in times for time_s in each if begin < time_s <= end)
-    last = max(each[-1] for each in times)
-    return Turn(inside, end - begin, sum(map(len, times)), last - began_s)
+    last, first = max(each[-1] for each in times), statistics.median(each[0] for each in times)
+    return Turn(inside, end - begin, sum(map(len, times)), last - began_s, first - began_s)
 
 
-def ask(url: str, prompts: Sequence[Sequence[int]], count: int, more: Mapping[str, Any]) -> Turn:
+def ask(url: str, prompts: Sequence[Sequence[int]], count: int, more: Mapping[str, Any], key: str = "") -> Turn:
     """Ask for `count` tokens behind each prompt, all at once. Raises RuntimeError: one was refused."""
-    return turn_of(*asyncio.run(streamed(url, prompts, count, more)))
+    return turn_of(*asyncio.run(streamed(url, prompts, count, more, key=key)))
 
 
 async def streamed(
@@ -53,24 +55,25 @@ async def streamed(
     count: int,
     more: Mapping[str, Any],
     came: Callable[[int], None] | None = None,
+    key: str = "",
 ) -> tuple[list[list[float]], float]:
     """Return when each session's tokens came and when all began; `came` is told how many of the first one are there."""
     body = {"max_tokens": count, "temperature": 0, "stream": True, **more}
     began_s = time.perf_counter()
     async with asyncio.timeout(ANSWER_S):
         sessions = [
-            _times(url, {**body, "prompt": list(prompt)}, came if index == 0 else None)
+            _times(url, {**body, "prompt": list(prompt)}, came if index == 0 else None, key)
             for index, prompt in enumerate(prompts)
         ]
         return [*await asyncio.gather(*sessions)], began_s
 
 
-async def _times(url: str, body: Mapping[str, Any], came: Callable[[int], None] | None) -> list[float]:
+async def _times(url: str, body: Mapping[str, Any], came: Callable[[int], None] | None, key: str) -> list[float]:
     parts = urlsplit(url)
     data = json.dumps(body).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=2**24)
     try:

@@ -33,6 +33,7 @@ from gpu_worker.core.inference.step import CacheUse, Done, Run, SliceInfo, Step,
 from gpu_worker.core.inference.tensor import Expected
 from gpu_worker.edges.engines.engine_thread import start_engine
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineRpcs
 from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.edges.grpc.proto_codec import decode, encode
 from gpu_worker.inference.head.head import Head
@@ -112,7 +113,7 @@ async def last_stage() -> None:
             hidden_size=WIDTH, wire_dtypes=("float32",), has_steps=True,
         )  # fmt: skip
 
-    door = GrpcDoor(DoorOptions(), seen, service)
+    door = GrpcDoor(DoorOptions(), [PipelineRpcs(seen, service)])
     await door.start()
     server = grpc.aio.server()
 

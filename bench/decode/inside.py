@@ -28,6 +28,7 @@ from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.step import CacheUse, Done, SliceInfo, Step
 from gpu_worker.edges.engines.engine_thread import start_engine
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineRpcs
 from gpu_worker.edges.grpc.links_grpc import GrpcLinks
 from gpu_worker.engine.slice.admission import admit
 from gpu_worker.engine.slice.slice_engine import SliceEngine
@@ -227,7 +228,7 @@ async def last_stage(typed: argparse.Namespace, total: int) -> None:
             hidden_size=info.hidden_size, wire_dtypes=(info.dtype,), has_steps=True,
         )  # fmt: skip
 
-    door = GrpcDoor(DoorOptions(), seen, service)
+    door = GrpcDoor(DoorOptions(), [PipelineRpcs(seen, service)])
     await door.start()
     says({"port": door.port})
     while line := await asyncio.to_thread(sys.stdin.readline):

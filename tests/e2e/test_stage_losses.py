@@ -16,6 +16,7 @@ from gpu_worker.core.inference.sampling import Sampling
 from gpu_worker.core.inference.seen import Seen
 from gpu_worker.core.inference.tensor import HIDDEN
 from gpu_worker.edges.grpc.grpc_door import DoorOptions, GrpcDoor
+from gpu_worker.edges.grpc.grpc_pipeline import PipelineRpcs
 from gpu_worker.inference.head.head import Head
 from gpu_worker.inference.ports import Engine, TokenRequest
 from tests.fixtures.grpc_servers import open_door
@@ -194,7 +195,9 @@ async def test_a_stage_that_says_that_it_is_ready_and_never_steps_is_left(here: 
         hidden_size=64,
         wire_dtypes=HIDDEN,
     )
-    async with open_door(GrpcDoor(DoorOptions(port=int(where.rpartition(":")[2])), lambda: seen, Silent())):
+    async with open_door(
+        GrpcDoor(DoorOptions(port=int(where.rpartition(":")[2])), [PipelineRpcs(lambda: seen, Silent())])
+    ):
         here.street.known(where)
         await until(lambda: here.used == where)
         stream = asyncio.create_task(here.tell(SHORT, "greedy"))

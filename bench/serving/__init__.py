@@ -1,0 +1,1 @@
+"""`livery bench serving`: what the worker's door costs a whole model."""
