@@ -3,7 +3,6 @@
 import json
 import secrets
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from bench.decode.arms import ROOT, Worker
 from bench.decode.client import Turn, ask
 from bench.decode.config import environment
-from gpu_worker.core.inference.llama import LlamaSpec, Package
+from gpu_worker.core.inference.llama import LlamaSpec
 from gpu_worker.edges.engines.llama_process import PROGRAM
 
 CONTEXT = 1_024
@@ -29,13 +28,11 @@ class Direct:
     model: Path
     slots: int
     name: str = "llama.cpp's server"
-    package: Package = "xllamacpp"
-    python: str = sys.executable
 
     def start(self) -> None:
         self._key = secrets.token_hex(16)
         spec = LlamaSpec(
-            package=self.package,
+            package="xllamacpp",
             path=str(self.model),
             name=self.model.stem,
             key=self._key,
@@ -44,7 +41,7 @@ class Direct:
             threads=THREADS,
         )
         self._program = subprocess.Popen(
-            [self.python, *PROGRAM[1:]],
+            [*PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

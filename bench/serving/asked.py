@@ -13,7 +13,7 @@ from bench.decode.models import make
 class Asked:
     """
     `turns` of each arm, of `tokens` tokens; `models` is where models are made, `kind` the numbers of their files. The
-    crowd is of so many `streams` of `chunks` each. `source_python` is an interpreter that has llama-cpp-python.
+    crowd is of so many `streams` of `chunks` each.
     """
 
     models: Path
@@ -23,7 +23,6 @@ class Asked:
     tokens: int = 64
     streams: int = 200
     chunks: int = 400
-    source_python: str = ""
     seed: int = 0
 
     def file(self) -> Path:

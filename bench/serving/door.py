@@ -10,7 +10,6 @@ from bench.decode.report import Scene, median_rate, ratio
 from bench.decode.speed import in_turns, prompt, running
 from bench.serving.arms import Direct, Through
 from bench.serving.asked import Asked
-from gpu_worker.core.inference.llama import PACKAGES
 
 STREAMS = 8
 PROMPT = 32
@@ -32,25 +31,6 @@ def door(asked: Asked) -> Scene:
             scene.add(f"{what}, through / itself", ratio(through, direct), least=least)
             scene.add(f"{what}, first token, through / itself", _first(through, direct), most=1.1)
     scene.about["asked"] = f"{asked.turns} turns of {asked.tokens} tokens behind prompts of {PROMPT}, taking turns"
-    return scene
-
-
-def packages(asked: Asked) -> Scene:
-    """Return tokens a second of the two packages that carry llama.cpp; the one from source has to be there."""
-    scene = Scene("packages", f"{asked.model} in llama.cpp, 1 thread: the package in a wheel, and the one from source")
-    wheel, source = (Direct(asked.file(), STREAMS, name, name) for name in PACKAGES)
-    if not asked.source_python:
-        scene.add("llama-cpp-python", None, note="name an interpreter that has it: --source-python")
-        return scene
-    source.python = asked.source_python
-    dice = random.Random(asked.seed)
-    with running([wheel, source]):
-        for streams in (1, STREAMS):
-            found = in_turns([wheel, source], asked.turns, asked.tokens, _prompts(dice, streams))
-            for arm in (wheel, source):
-                # The one answers them one behind the other: what counts is when all of them are there.
-                rate = statistics.median(turn.wall_tokens / turn.wall_s for turn in found[arm.name])
-                scene.add(f"{streams} at once, {arm.name}", rate, "tok/s")
     return scene
 
 

@@ -18,7 +18,7 @@ from bench.jwt_cost import RATIO_MAX, costs
 from bench.records import commit_of, record
 from bench.serving.asked import Asked
 from bench.serving.crowd import crowd
-from bench.serving.door import door, packages
+from bench.serving.door import door
 
 # What the widest table takes.
 WIDTH = 100
@@ -35,7 +35,7 @@ def passes(asked: Asked) -> Scene:
     return scene
 
 
-SCENES: dict[str, Callable[[Asked], Scene]] = {"door": door, "packages": packages, "crowd": crowd, "passes": passes}
+SCENES: dict[str, Callable[[Asked], Scene]] = {"door": door, "crowd": crowd, "passes": passes}
 
 
 def main(words: list[str]) -> int:
@@ -48,7 +48,6 @@ def main(words: list[str]) -> int:
     reader.add_argument("--tokens", type=int, default=Asked.tokens, help="of a turn")
     reader.add_argument("--streams", type=int, default=Asked.streams, help="of the crowd")
     reader.add_argument("--chunks", type=int, default=Asked.chunks, help="of a stream of the crowd")
-    reader.add_argument("--source-python", default="", help="an interpreter that has llama-cpp-python")
     reader.add_argument("--seed", type=int, default=0, help="of the prompts")
     reader.add_argument("--record", action="store_true", help="append the figures to docs/serving")
     typed = vars(reader.parse_args(words))
